@@ -12,6 +12,8 @@ grant, or cannot answer, is denied with nautilus's own `OrderDenied`. What close
 and expiries reach the ledger by the strategy's own events, before the strategy hears of them.
 """
 
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -24,14 +26,17 @@ from nautilus_trader.model.identifiers import InstrumentId, PositionId
 from nautilus_trader.model.orders import Order, OrderList
 from nautilus_trader.trading.strategy import Strategy
 
-from ledger_sizer.adapters.nautilus_desk import NotGranted, StrategyDesk
+from ledger_sizer.adapters.bounded_calls import BoundedCalls, NoAnswer
+from ledger_sizer.adapters.desk import _opened
+from ledger_sizer.adapters.nautilus_desk import Call, NotGranted, StrategyDesk
 from ledger_sizer.config import AppSettings
 from ledger_sizer.ledger.ledger import Ledger
-from ledger_sizer.model.errors import InvalidRequest
+from ledger_sizer.model.errors import InvalidRequest, Unavailable
 
 _ENDPOINT = "LedgerSizer.ledger"
 """Where the strategies of a backtest ask for its ledger, on the engine's own message bus."""
 
+_SETTLE_TIMER = "desk-settle"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST = 10
 """Priority on the bus: the ledger is told before the strategy hears of an event, and may submit another order."""
@@ -88,6 +93,34 @@ class _Shared:
             message.append(self.ledger)
 
 
+class _LiveLedger:
+    """A ledger named by its URL, called on a thread of its own: a call keeps the node no longer than its patience."""
+
+    def __init__(self, url: str, api_key: str | None, patience_seconds: float) -> None:
+        self._open = lambda: _opened(url, api_key, patience_seconds)
+        self._ledger: Any = None
+        self._calls = BoundedCalls(patience_seconds, "ledger-nautilus")
+
+    def __call__(self, work: Callable[[Any], Any]) -> Any:
+        """Return what `work` answers. Raises `Unavailable` where it takes too long, and what it raises."""
+        try:
+            return self._calls.call(lambda: work(self._opened()))
+        except NoAnswer:
+            raise Unavailable(f"no answer within {self._calls.patience_seconds} s") from None
+
+    def close(self) -> None:
+        """Close the ledger, after the calls that wait."""
+        if self._ledger is not None:
+            with suppress(NoAnswer):
+                self._calls.call(self._ledger.close)
+        self._calls.close()
+
+    def _opened(self) -> Any:
+        if self._ledger is None:
+            self._ledger = self._open()
+        return self._ledger
+
+
 class DeskStrategy(Strategy):  # type: ignore[misc]
     """A strategy of nautilus whose entries are asked of the ledger.
 
@@ -102,6 +135,7 @@ class DeskStrategy(Strategy):  # type: ignore[misc]
     desk_slippage = Decimal("0.001")
 
     _desk: StrategyDesk | None = None
+    _live: _LiveLedger | None = None
 
     def desk_budget(self, instrument_id: InstrumentId, wanted_usd: Decimal) -> Decimal:
         """Return how much of `wanted_usd` may be put on a market now, USD; 0 where nothing is left, or no answer came.
@@ -148,11 +182,28 @@ class DeskStrategy(Strategy):  # type: ignore[misc]
 
     def _start(self) -> None:
         self._connected().start()
+        if self._live is not None:  # in a backtest nothing is lost on the way
+            self.clock.set_timer(
+                _SETTLE_TIMER, timedelta(seconds=self._setting("settle_seconds")), callback=self._settle_now
+            )
         super()._start()
+
+    def _stop(self) -> None:
+        if _SETTLE_TIMER in self.clock.timer_names:
+            self.clock.cancel_timer(_SETTLE_TIMER)
+        super()._stop()
 
     def _reset(self) -> None:
         self._desk = None
         super()._reset()
+
+    def _dispose(self) -> None:
+        if self._live is not None:
+            self._live.close()
+        super()._dispose()
+
+    def _settle_now(self, _event: Any) -> None:
+        self._connected().settle()
 
     def _hear(self, event: OrderEvent) -> None:
         if self._desk is not None and not isinstance(event, OrderInitialized):
@@ -188,20 +239,25 @@ class DeskStrategy(Strategy):  # type: ignore[misc]
     def _connected(self) -> StrategyDesk:
         """Return the strategy's desk, connected at its first use. Raises `InvalidRequest` where no ledger is named."""
         if self._desk is None:
-            found: list[Ledger] = []
-            if _ENDPOINT in self.msgbus.endpoints():
-                self.msgbus.send(_ENDPOINT, found)
-            if not found:
-                raise InvalidRequest(
-                    f"{self.id} has no ledger: call ledger_of(engine) before a backtest, or give a live strategy "
-                    'desk_ledger="http://..."',
-                    field="desk_ledger",
-                )
-            ledger = found[0]
-            self._desk = StrategyDesk(
-                self, lambda work: work(ledger), self._setting("portfolio"), self._setting("slippage")
-            )
+            self._desk = StrategyDesk(self, self._ledger_calls(), self._setting("portfolio"), self._setting("slippage"))
         return self._desk
+
+    def _ledger_calls(self) -> Call:
+        found: list[Ledger] = []
+        if _ENDPOINT in self.msgbus.endpoints():
+            self.msgbus.send(_ENDPOINT, found)
+        if found:
+            return lambda work: work(found[0])
+        url = self._setting("ledger")
+        if url is None:
+            raise InvalidRequest(
+                f"{self.id} has no ledger: call ledger_of(engine) before a backtest, or give a live strategy "
+                'desk_ledger="http://..."',
+                field="desk_ledger",
+            )
+        if self._live is None:
+            self._live = _LiveLedger(url, self._setting("api_key"), self._setting("patience_seconds"))
+        return self._live
 
     def _setting(self, name: str) -> Any:
         given = getattr(self.config, f"desk_{name}", None)

@@ -1,23 +1,23 @@
 """What a nautilus strategy tells the ledger and asks of it: holds for its orders, fills, ends of orders, its book.
 
 Each order that is out has a hold of its own, which its fills are told of and its end frees. What closes is told by the
-whole book (`settle`). After a call that failed, and after a restart, nobody knows which hold an order has: then only the
-book is declared, until no order of that market is out.
+whole book (`settle`). After a call that failed, and after a restart, nobody knows which hold an order has: then the book
+alone is declared, until no order of that market is out.
 
-Every key is made of the trader, the strategy and nautilus's client order id, so that a backtest that is repeated writes
-the same chain.
+Every key is made of the trader, the strategy and nautilus's client order id, so that the same backtest writes the same
+chain again.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
+from operator import methodcaller
 from typing import Any, NamedTuple
 
 from nautilus_trader.model.enums import OrderSide
 from nautilus_trader.model.events import OrderFilled
-from nautilus_trader.model.identifiers import ClientOrderId, InstrumentId, PositionId, StrategyId, Venue
+from nautilus_trader.model.identifiers import ClientOrderId, InstrumentId, PositionId, Venue
 from nautilus_trader.model.orders import Order
 
 from ledger_sizer.adapters.nautilus_orders import (
@@ -25,8 +25,6 @@ from ledger_sizer.adapters.nautilus_orders import (
     Book,
     above,
     below,
-    book_of,
-    closes,
     coins_of,
     filled_of,
     limit_of,
@@ -37,6 +35,8 @@ from ledger_sizer.adapters.nautilus_orders import (
     price_of,
     venue_of,
 )
+from ledger_sizer.adapters.nautilus_view import Out, StrategyView
+from ledger_sizer.model.choices import Side
 from ledger_sizer.model.errors import Forbidden, InvalidRequest, LedgerError, WrongState
 from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.market_names import parse_symbol
@@ -49,34 +49,8 @@ Call = Callable[[Callable[[Any], Any]], Any]
 """Runs a function of the ledger and returns its answer, or raises a `LedgerError`."""
 
 
-_EXTERNAL = StrategyId("EXTERNAL")
-"""Whom nautilus gives what it finds at an exchange and no strategy claims (`external_order_claims`)."""
-
-
 class NotGranted(Exception):
     """An order is not to be submitted; the text says why."""
-
-
-@dataclass(slots=True)
-class _Out:
-    """An order that is out.
-
-    closing: how much of its quantity closes. hold: the position in the ledger for the rest. told: how much of the rest
-    the ledger was told to be filled.
-    """
-
-    instrument: Any
-    side: OrderSide
-    quantity: Decimal
-    reduce_only: bool
-    closing: Decimal
-    hold: str | None = None
-    told: Decimal = ZERO
-
-    @property
-    def opens(self) -> bool:
-        """Whether a part of it opens."""
-        return self.closing < self.quantity
 
 
 class _Grant(NamedTuple):
@@ -96,7 +70,7 @@ class StrategyDesk:
         self._portfolio = portfolio
         self._slippage = slippage
         self._tags = {"bot": str(strategy.trader_id), "strategy": str(strategy.id)}
-        self._out: dict[ClientOrderId, _Out] = {}
+        self._view = StrategyView(strategy)
         self._budgets: dict[InstrumentId, _Grant] = {}
         self._wishes = 0
         self._by_book: set[InstrumentId] = set()
@@ -110,7 +84,7 @@ class StrategyDesk:
         admitted: list[ClientOrderId] = []
         try:
             for order in orders:
-                self._out[order.client_order_id] = self._admitted(order, position_id)
+                self._view.out[order.client_order_id] = self._admitted(order, position_id)
                 admitted.append(order.client_order_id)
         except NotGranted:
             for name in admitted:
@@ -119,7 +93,7 @@ class StrategyDesk:
 
     def admit_change(self, order: Order, quantity: Any, price: Any) -> None:
         """Hold what an order costs more with another quantity or price, or raise `NotGranted`."""
-        out = self._out.get(order.client_order_id)
+        out = self._view.out.get(order.client_order_id)
         if out is None or not out.opens:
             return
         old_price = price_of(order, self._strategy.cache) or ZERO
@@ -147,13 +121,13 @@ class StrategyDesk:
         self._budgets[instrument_id] = granted
         return below(granted.usd, self._slippage)
 
-    def _admitted(self, order: Order, position_id: PositionId | None) -> _Out:
+    def _admitted(self, order: Order, position_id: PositionId | None) -> Out:
         instrument, price = self._strategy.cache.instrument(order.instrument_id), price_of(order, self._strategy.cache)
         quantity: Decimal = order.quantity.as_decimal()
         if order.is_quote_quantity and price is not None:
             quantity = order_quantity(order, price)
-        closing = self._closing(order, quantity, position_id)
-        out = _Out(instrument, order.side, quantity, order.is_reduce_only, closing)
+        closing, closing_price = self._view.closing(order, quantity, position_id)
+        out = Out(instrument, order.side, quantity, order.is_reduce_only, closing)
         if not out.opens:
             return out
         self._countable(order.instrument_id)
@@ -162,6 +136,9 @@ class StrategyDesk:
         usd = notional_usd(instrument, quantity - closing, price)
         if limit_of(order) is None:
             usd = above(usd, self._slippage)
+        usd -= notional_usd(instrument, closing, closing_price)  # an order that turns a position frees it first
+        if usd <= 0:
+            return out
         out.hold = self._from_budget(order, usd)
         if out.hold is None:
             tags = self._tags_of(instrument)
@@ -184,25 +161,6 @@ class StrategyDesk:
             return budget.position_id
         self._drop_budget(order.instrument_id)
         return None
-
-    def _closing(self, order: Order, quantity: Decimal, position_id: PositionId | None) -> Decimal:
-        """Return how much of an order closes what the strategy has, or what its parent order will have opened."""
-        parent = self._out.get(order.parent_order_id) if order.parent_order_id is not None else None
-        if parent is not None and parent.side != order.side:
-            return min(quantity, parent.quantity)
-        linked = order.linked_order_ids or ()
-        outstanding = [
-            max(one.closing - filled_of(self._orders_of(name))[0], ZERO)
-            for name, one in self._out.items()
-            if one.instrument.id == order.instrument_id
-            and one.side == order.side
-            and not one.reduce_only
-            and name not in linked
-        ]
-        positions = self._strategy.cache.positions_open(
-            instrument_id=order.instrument_id, strategy_id=self._strategy.id
-        )
-        return closes(order, quantity, positions, position_id, self._strategy.oms_type, sum(outstanding, ZERO))
 
     def _countable(self, instrument_id: InstrumentId) -> Any:
         instrument = self._strategy.cache.instrument(instrument_id)
@@ -238,38 +196,32 @@ class StrategyDesk:
         """Tell the ledger what an event of one of the strategy's orders changes."""
         order, filled = self._strategy.cache.order(event.client_order_id), isinstance(event, OrderFilled)
         name = event.client_order_id if order is None else order.exec_spawn_id or order.client_order_id
-        out, orders = self._out.get(name), self._orders_of(name)
+        out, orders = self._view.out.get(name), self._view.orders_of(name)
         ended = all(one.is_closed for one in orders)
         if not filled and (out is None or not ended):
             return
-        by_book = out is None or event.instrument_id in self._by_book
+        market = event.instrument_id
         if self._behind_since_ns is not None:
-            self._by_book.add(event.instrument_id)
-            by_book = True
-        if filled and out is not None and not by_book:
+            self._by_book.add(market)
+        elif filled and out is not None and market not in self._by_book:
             self._tell_fill(out, name, orders, ended)
+        by_book = out is None or market in self._by_book
         if out is not None and ended:
             self._forget(name)
         if self._behind_since_ns is not None:
             self.catch_up()
         elif by_book or (filled and out is not None and out.closing):
-            self._settle([event.instrument_id.venue])
+            self._settle([market.venue])
 
-    def _orders_of(self, name: ClientOrderId) -> list[Order]:
-        """Return an order as it is now, with those that an execution algorithm made of it."""
-        order = self._strategy.cache.order(name)
-        if order is None:
-            return []
-        if order.exec_spawn_id is None:
-            return [order]
-        orders: list[Order] = self._strategy.cache.orders_for_exec_spawn(name)
-        return orders
-
-    def _tell_fill(self, out: _Out, name: ClientOrderId, orders: Sequence[Order], ended: bool) -> None:
+    def _tell_fill(self, out: Out, name: ClientOrderId, orders: Sequence[Order], ended: bool) -> None:
         filled, price = filled_of(orders)
         opened = coins_of(out.instrument, filled - out.closing)
         more = opened - out.told
-        if more <= 0 or out.hold is None:
+        if more <= 0:
+            return
+        if out.closing:
+            self._turn(out)
+        if out.closing or out.hold is None:
             return
         request = {
             "key": self._key(f"{name}/fill/{filled}"), "position_id": out.hold, "quantity": more, "price": price,
@@ -279,9 +231,15 @@ class StrategyDesk:
             out.told = opened
             out.hold = None if ended else out.hold
 
+    def _turn(self, out: Out) -> None:
+        """An order that closed all there was opens by now: what was there is flat first, then the book is told."""
+        self._by_book.add(out.instrument.id)
+        if not out.turned:
+            out.turned = self._tell(partial(self._declare, out.instrument.id.venue, market_of(out.instrument)))
+
     def _forget(self, name: ClientOrderId) -> None:
         """An order has ended: free what is still held for it."""
-        out = self._out.pop(name)
+        out = self._view.out.pop(name)
         if out.hold is not None and out.instrument.id not in self._by_book:
             self._give_back(f"{name}/end", out.hold)
 
@@ -301,19 +259,13 @@ class StrategyDesk:
 
     def start(self) -> None:
         """Take up the orders that are out, after a restart, and declare the book."""
-        for order in self._strategy.cache.orders(strategy_id=self._strategy.id):
-            name, instrument = order.client_order_id, self._strategy.cache.instrument(order.instrument_id)
-            if order.is_closed or name in self._out or instrument is None:
-                continue
-            quantity = order.quantity.as_decimal()
-            closing = self._closing(order, quantity, order.position_id)
-            self._out[name] = _Out(instrument, order.side, quantity, order.is_reduce_only, closing)
-            self._by_book.add(order.instrument_id)
+        self._view.take_up()
+        self._by_book |= {one.instrument.id for one in self._view.out.values() if one.hold is None}
         self.settle()
 
     def settle(self) -> None:
         """Declare the strategy's whole book, at every venue that it knows."""
-        self._settle(sorted({one.id.venue for one in self._strategy.cache.instruments()}, key=str))
+        self._settle(self._view.venues())
 
     def catch_up(self) -> None:
         """Declare the book again after a call that failed, but not at once after it."""
@@ -326,44 +278,28 @@ class StrategyDesk:
             if self._behind_since_ns is not None:
                 self._strategy.log.info("The ledger has the book again.")
             self._behind_since_ns = None
-            self._by_book &= {one.instrument.id for one in self._out.values()}
+            self._by_book &= {one.instrument.id for one in self._view.out.values()}
 
-    def _declare(self, venue: Venue) -> None:
+    def _declare(self, venue: Venue, turned: str | None = None) -> None:
+        """Declare the book of a venue. turned: a market that is told as flat, whatever is open there."""
         tags = {**self._tags, "venue": str(venue).lower()}
-        book, resting = self._book(venue), self._resting(venue)
+        book, resting = (
+            {**self._own_of(self._view.found(venue), tags), **self._view.book(venue)},
+            self._view.resting(venue),
+        )
+        if turned is not None:
+            book.pop(turned, None)
         self._call(lambda ledger: ledger.settle(tags, book, resting, self._portfolio))
 
-    def _book(self, venue: Venue) -> Book:
-        strategy = self._strategy
-        positions = strategy.cache.positions_open(venue=venue, strategy_id=strategy.id)
-        pairs = [(one, strategy.cache.instrument(one.instrument_id)) for one in positions]
-        book = book_of([(one, instrument) for one, instrument in pairs if not_countable(instrument) is None])
-        return {**self._unclaimed(venue), **book}
-
-    def _unclaimed(self, venue: Venue) -> Book:
-        """Return what the ledger has of this strategy where nautilus, after a restart, found positions of no strategy.
-
-        At most as much as was found there: the rest has been closed.
-        """
-        found = self._strategy.cache.positions_open(venue=venue, strategy_id=_EXTERNAL)
-        known = [(one, self._strategy.cache.instrument(one.instrument_id)) for one in found]
-        book = {}
-        for market, (coins, price, side) in book_of([pair for pair in known if not_countable(pair[1]) is None]).items():
-            tags = {**self._tags, "venue": str(venue).lower(), "symbol": market}
-            page = self._call(lambda ledger, tags=tags: ledger.positions(self._portfolio, state="open", tags=tags))
-            own = sum([one.quantity for one in page.items if one.quantity is not None], ZERO)
-            if own:
-                book[market] = min(own, coins), price, side
-        return book
-
-    def _resting(self, venue: Venue) -> list[str]:
-        """Return the markets where orders are out that open something, or of which nautilus knows no strategy."""
-        cache = self._strategy.cache
-        opening = [one.instrument for one in self._out.values() if one.opens and one.instrument.id.venue == venue]
-        opening += [
-            cache.instrument(one.instrument_id) for one in cache.orders_open(venue=venue, strategy_id=_EXTERNAL)
-        ]
-        return sorted({market_of(instrument) for instrument in opening})
+    def _own_of(self, found: Book, tags: dict[str, str]) -> Book:
+        """Return what the ledger has of this strategy where nautilus found something: at most that much is still there."""
+        own: Book = {}
+        for market, (coins, price, side) in found.items():
+            page = self._call(methodcaller("positions", self._portfolio, state="open", tags={**tags, "symbol": market}))
+            has = sum([one.quantity for one in page.items if one.quantity is not None], ZERO)
+            if has:
+                own[market] = min(has, coins), price, side
+        return own
 
     def _tell(self, work: Callable[[], Any]) -> bool:
         """Do what tells the ledger something; return whether it was told."""
@@ -379,15 +315,15 @@ class StrategyDesk:
         if self._behind_since_ns is None:
             self._strategy.log.error(f"The ledger gave no answer; no entries until the book is declared again: {error}")
         self._behind_since_ns = self._strategy.clock.timestamp_ns()
-        self._by_book |= {one.instrument.id for one in self._out.values()}
+        self._by_book |= {one.instrument.id for one in self._view.out.values()}
 
     def _key(self, rest: str) -> str:
         return f"{self._strategy.trader_id}/{self._strategy.id}/{rest}"
 
 
-def _legs(out: _Out, coins: Decimal, price: Decimal) -> list[Leg] | None:
+def _legs(out: Out, coins: Decimal, price: Decimal) -> list[Leg] | None:
     """Return the leg that filled, where the market's name says what it is."""
     symbol = market_of(out.instrument)
     said = parse_symbol(symbol)
-    side = "buy" if out.side == OrderSide.BUY else "sell"
+    side: Side = "buy" if out.side == OrderSide.BUY else "sell"
     return None if said is None else [Leg(venue_of(out.instrument), symbol, said.kind, side, coins, price)]

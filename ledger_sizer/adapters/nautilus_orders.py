@@ -3,11 +3,12 @@
 All of it is Decimal. Only the averages that nautilus keeps as floats are converted, once, where they are read.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any
 
 from nautilus_trader.model.enums import InstrumentClass, OmsType, OrderSide, PositionSide, PriceType
+from nautilus_trader.model.identifiers import PositionId
 from nautilus_trader.model.instruments import Instrument
 from nautilus_trader.model.orders import Order
 
@@ -55,7 +56,8 @@ def not_countable(instrument: Instrument) -> str | None:
 def coins_of(instrument: Instrument, quantity: Decimal) -> Decimal:
     """Return the coins (or shares, ounces) of a quantity of contracts."""
     with exact_arithmetic():
-        return quantity * instrument.multiplier.as_decimal()
+        coins: Decimal = quantity * instrument.multiplier.as_decimal()
+    return coins
 
 
 def order_quantity(order: Order, price: Decimal) -> Decimal:
@@ -110,23 +112,17 @@ def below(amount_usd: Decimal, fraction: Decimal) -> Decimal:
         return Decimal(int(amount_usd / (1 + fraction) * USD_SCALE)) / USD_SCALE
 
 
-def closes(
-    order: Order, quantity: Decimal, positions: Collection[Any], position_id: Any, oms: OmsType, outstanding: Decimal
-) -> Decimal:
-    """Return how much of an order's quantity closes what its strategy has.
+def facing(order: Order, positions: Iterable[Any], position_id: PositionId | None, oms: OmsType) -> list[Any]:
+    """Return the positions of its strategy and market that an order closes before it opens anything.
 
-    positions: the strategy's open ones of this instrument. position_id: the one it was submitted for. outstanding: what
-    orders that are out will close already.
+    position_id: the position it was submitted for.
     """
-    if order.is_reduce_only:
-        return quantity
-    facing = [one for one in positions if one.side != _OPEN_SIDE[order.side]]
+    against = [one for one in positions if one.side != _OPEN_SIDE[order.side]]
     if position_id is not None:
-        facing = [one for one in facing if one.id == position_id]
-    elif oms == OmsType.HEDGING or (oms == OmsType.UNSPECIFIED and not all(map(_is_netted, facing))):
-        return ZERO  # each order without a position opens one of its own
-    has = sum((one.quantity.as_decimal() for one in facing), ZERO)
-    return min(quantity, max(has - outstanding, ZERO))
+        return [one for one in against if one.id == position_id]
+    if oms == OmsType.HEDGING or (oms == OmsType.UNSPECIFIED and not all(map(_is_netted, against))):
+        return []  # an order without a position opens one of its own
+    return against
 
 
 def _is_netted(position: Any) -> bool:
@@ -158,13 +154,15 @@ def book_of(positions: Iterable[tuple[Any, Instrument]]) -> Book:
             by_side = sides.setdefault(market, {})
             by_side[side] = by_side.get(side, ZERO) + coins
             costs[market] = costs.get(market, ZERO) + coins * Decimal(str(one.avg_px_open))
-        return {
-            market: (sum(one.values()), _average(costs[market], sum(one.values())), max(one, key=lambda s: one[s]))
-            for market, one in sides.items()
-        }
+        sums = {market: sum(by_side.values(), ZERO) for market, by_side in sides.items()}
+    return {
+        market: (sums[market], _average(costs[market], sums[market]), max(by_side, key=by_side.__getitem__))
+        for market, by_side in sides.items()
+    }
 
 
 def _average(cost: Decimal, coins: Decimal) -> Decimal:
     """Return a quotient with 18 decimals at most: one that does not terminate is no exact number."""
     with exact_arithmetic():
-        return round(cost / coins, 18).normalize()
+        average: Decimal = round(cost / coins, 18).normalize()
+    return average
