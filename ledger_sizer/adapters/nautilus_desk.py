@@ -1,8 +1,8 @@
 """What a nautilus strategy tells the ledger and asks of it: holds for its orders, fills, ends of orders, its book.
 
 Each order that is out has a hold of its own, which its fills are told of and its end frees. What closes is told by the
-whole book (`settle`). After a call that failed, and after a restart, nobody knows which hold an order has: then the book
-alone is declared, until no order of that market is out.
+whole book (`settle`). After a call that failed, and after a restart, nobody knows which hold an order has: then only
+the book is declared, until no order of that market is out.
 
 Every key is made of the trader, the strategy and nautilus's client order id, so that the same backtest writes the same
 chain again.
@@ -292,7 +292,7 @@ class StrategyDesk:
         self._call(lambda ledger: ledger.settle(tags, book, resting, self._portfolio))
 
     def _own_of(self, found: Book, tags: dict[str, str]) -> Book:
-        """Return what the ledger has of this strategy where nautilus found something: at most that much is still there."""
+        """Return what the ledger has of this strategy where nautilus found something, and at most as much."""
         own: Book = {}
         for market, (coins, price, side) in found.items():
             page = self._call(methodcaller("positions", self._portfolio, state="open", tags={**tags, "symbol": market}))

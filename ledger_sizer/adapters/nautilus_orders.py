@@ -12,7 +12,7 @@ from nautilus_trader.model.identifiers import PositionId
 from nautilus_trader.model.instruments import Instrument
 from nautilus_trader.model.orders import Order
 
-from ledger_sizer.model.units import USD_SCALE, exact_arithmetic, usd, usd_ceil_e8
+from ledger_sizer.model.units import exact_arithmetic, floor_e8, usd, usd_ceil_e8
 
 DOLLARS = frozenset(("USD", "USDT", "USDC", "FDUSD", "USD1", "USDE", "TUSD", "BUSD", "DAI"))
 """Quote currencies that count as USD."""
@@ -109,7 +109,7 @@ def above(amount_usd: Decimal, fraction: Decimal) -> Decimal:
 def below(amount_usd: Decimal, fraction: Decimal) -> Decimal:
     """Return the amount that `above` raises to at most `amount_usd`."""
     with exact_arithmetic():
-        return Decimal(int(amount_usd / (1 + fraction) * USD_SCALE)) / USD_SCALE
+        return usd(floor_e8(amount_usd / (1 + fraction)))
 
 
 def facing(order: Order, positions: Iterable[Any], position_id: PositionId | None, oms: OmsType) -> list[Any]:

@@ -46,7 +46,7 @@ class Scripted(DeskStrategy):
     def on_reset(self) -> None:
         self.ticks = -1
 
-    def on_quote_tick(self, tick: QuoteTick) -> None:
+    def on_quote_tick(self, _tick: QuoteTick) -> None:
         self.ticks += 1
         self.steps.get(self.ticks, lambda _: None)(self)
 
@@ -93,14 +93,11 @@ def engine_of(
         default_leverage=Decimal(10),
     )
     engine.add_instrument(instrument)
-    times = [START_NS + number * 10**9 for number in range(len(prices))]
     quantity = instrument.make_qty(size)
-    engine.add_data(
-        [
-            QuoteTick(instrument.id, instrument.make_price(bid), instrument.make_price(bid + 1), quantity, quantity, ns, ns)
-            for bid, ns in zip(prices, times, strict=True)
-        ]
-    )  # fmt: skip
+    for number, bid in enumerate(prices):
+        ns = START_NS + number * 10**9
+        bid_price, ask_price = instrument.make_price(bid), instrument.make_price(bid + 1)
+        engine.add_data([QuoteTick(instrument.id, bid_price, ask_price, quantity, quantity, ns, ns)])
     for strategy in strategies:
         engine.add_strategy(strategy)
     try:
