@@ -19,29 +19,42 @@ BARS, BARS_SHORT = 1500, 200
 
 @dataclass(slots=True)
 class Exposure:
-    """What is at risk at the simulated exchange, looked at after every event.
+    """What is at risk at the simulated exchange, from its own events, looked at after every one.
 
-    highest: the most that positions and orders that open something were worth together, USD. looks: how often.
+    What closes, closes the oldest entry first, as in the ledger. (nautilus averages instead: after a partial close its
+    figure is a little higher or lower.) highest: the most that was open and could still open, USD. looks: how often.
     """
 
     cache: Any
+    entries: dict[Any, list[tuple[Decimal, Decimal]]] = field(default_factory=dict)
     highest: Decimal = Decimal(0)
     looks: int = 0
 
-    def look(self, _event: object) -> None:
-        """Look at all positions at their entry price, and at all entry orders at their limit."""
-        positions = self.cache.positions_open()
-        worth = sum((one.quantity.as_decimal() * Decimal(str(one.avg_px_open)) for one in positions), Decimal(0))
-        closable = {(one.instrument_id, one.strategy_id): one.signed_decimal_qty() for one in positions}
+    def look(self, event: Any) -> None:
+        """Take in a fill; sum up all entries that are open, and what orders may still open, at their limit."""
+        if type(event).__name__ == "OrderFilled":
+            signed = event.last_qty.as_decimal() * (1 if event.is_buy else -1)
+            self._fill((event.instrument_id, event.strategy_id), signed, event.last_px.as_decimal())
+        worth = sum((abs(coins) * price for key in self.entries.values() for coins, price in key), Decimal(0))
         orders = {one.client_order_id: one for one in (*self.cache.orders_open(), *self.cache.orders_inflight())}
         for order in orders.values():  # one that is being cancelled is in both lists
-            net = closable.get((order.instrument_id, order.strategy_id), Decimal(0))
+            net = sum((one for one, _ in self.entries.get((order.instrument_id, order.strategy_id), ())), Decimal(0))
             against = abs(net) if (net > 0) != order.is_buy else Decimal(0)
             if not order.is_reduce_only and order.has_price:
-                opens = max(order.leaves_qty.as_decimal() - against, Decimal(0))
-                worth += opens * order.price.as_decimal()
+                worth += max(order.leaves_qty.as_decimal() - against, Decimal(0)) * order.price.as_decimal()
         self.highest = max(self.highest, worth)
         self.looks += 1
+
+    def _fill(self, key: Any, coins: Decimal, price: Decimal) -> None:
+        entries = self.entries.setdefault(key, [])
+        while coins and entries and (entries[0][0] > 0) != (coins > 0):
+            oldest, paid = entries.pop(0)
+            left = oldest + coins
+            if (left > 0) == (oldest > 0) and left:
+                entries.insert(0, (left, paid))
+            coins = left if (left > 0) == (coins > 0) else Decimal(0)
+        if coins:
+            entries.append((coins, price))
 
 
 @dataclass(slots=True)
@@ -87,7 +100,6 @@ def backtest(market: str, bars: int, *, with_ledger: bool) -> Run:
         cache = engine.kernel.cache
         exposure = Exposure(cache)
         engine.kernel.msgbus.subscribe("events.order.*", exposure.look)
-        engine.kernel.msgbus.subscribe("events.position.*", exposure.look)
         if not with_ledger:
             engine.run()
             return Run(exposure.highest, exposure.looks, len(cache.orders()), 0)
