@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import islice
@@ -10,51 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from bots.market_data import market_bars
+from bots.nautilus_exposure import Exposure
 from bots.rounds import Outcome, Round
 
 CAP_USD = Decimal(1500)
 SIZE_USD = Decimal(180)
 BARS, BARS_SHORT = 1500, 200
+STALL_SECONDS_MAX = 2.5
+"""Twice the patience of a call, and some room for a busy machine: an event may lead to two calls."""
 
-
-@dataclass(slots=True)
-class Exposure:
-    """What is at risk at the simulated exchange, from its own events, looked at after every one.
-
-    What closes, closes the oldest entry first, as in the ledger. (nautilus averages instead: after a partial close its
-    figure is a little higher or lower.) highest: the most that was open and could still open, USD. looks: how often.
-    """
-
-    cache: Any
-    entries: dict[Any, list[tuple[Decimal, Decimal]]] = field(default_factory=dict)
-    highest: Decimal = Decimal(0)
-    looks: int = 0
-
-    def look(self, event: Any) -> None:
-        """Take in a fill; sum up all entries that are open, and what orders may still open, at their limit."""
-        if type(event).__name__ == "OrderFilled":
-            signed = event.last_qty.as_decimal() * (1 if event.is_buy else -1)
-            self._fill((event.instrument_id, event.strategy_id), signed, event.last_px.as_decimal())
-        worth = sum((abs(coins) * price for key in self.entries.values() for coins, price in key), Decimal(0))
-        orders = {one.client_order_id: one for one in (*self.cache.orders_open(), *self.cache.orders_inflight())}
-        for order in orders.values():  # one that is being cancelled is in both lists
-            net = sum((one for one, _ in self.entries.get((order.instrument_id, order.strategy_id), ())), Decimal(0))
-            against = abs(net) if (net > 0) != order.is_buy else Decimal(0)
-            if not order.is_reduce_only and order.has_price:
-                worth += max(order.leaves_qty.as_decimal() - against, Decimal(0)) * order.price.as_decimal()
-        self.highest = max(self.highest, worth)
-        self.looks += 1
-
-    def _fill(self, key: Any, coins: Decimal, price: Decimal) -> None:
-        entries = self.entries.setdefault(key, [])
-        while coins and entries and (entries[0][0] > 0) != (coins > 0):
-            oldest, paid = entries.pop(0)
-            left = oldest + coins
-            if (left > 0) == (oldest > 0) and left:
-                entries.insert(0, (left, paid))
-            coins = left if (left > 0) == (coins > 0) else Decimal(0)
-        if coins:
-            entries.append((coins, price))
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(slots=True)
@@ -129,20 +99,30 @@ def _bars_of(market: str, coin: str, instrument: Any, bar_type: Any) -> Iterator
 
 def differences(ledger: Any, cache: Any) -> list[str]:
     """Return where the ledger's positions are not those of the engine's portfolio, in words."""
+    has = {
+        (str(one.strategy_id), str(one.instrument_id.symbol).partition("USDT")[0] + "/USDT:USDT"): (
+            one.quantity.as_decimal()
+        )
+        for one in cache.positions_open()
+    }
+    return compared(told_by(ledger), has)
+
+
+def told_by(ledger: Any) -> dict[tuple[str, str], Decimal]:
+    """Return the coins that are open in the ledger, by strategy and market."""
     told: dict[tuple[str, str], Decimal] = {}
-    cursor = None
-    while True:
-        page = ledger.positions(state="open", limit=1000, cursor=cursor)
+    cursor: str | None = ""
+    while cursor is not None:
+        page = ledger.positions(state="open", limit=1000, cursor=cursor or None)
         for one in page.items:
             key = one.tags["strategy"], one.tags["symbol"]
             told[key] = told.get(key, Decimal(0)) + one.quantity
         cursor = page.cursor
-        if cursor is None:
-            break
-    has = {}
-    for one in cache.positions_open():
-        coin = str(one.instrument_id.symbol).partition("USDT")[0]
-        has[str(one.strategy_id), f"{coin}/USDT:USDT"] = one.quantity.as_decimal()
+    return told
+
+
+def compared(told: dict[tuple[str, str], Decimal], has: dict[tuple[str, str], Decimal]) -> list[str]:
+    """Return where what is told is not what is, in words."""
     return [
         f"{key}: the ledger has {told.get(key, 0)}, the engine {has.get(key, 0)}"
         for key in sorted({*told, *has})
@@ -176,4 +156,77 @@ def backtest_round(_folder: Path, short: bool) -> Outcome:
     return Outcome(not faults, figures, "; ".join(faults))
 
 
-ROUNDS = [Round("nautilus-backtest", ("nautilus_trader",), backtest_round)]
+def live_round(folder: Path, short: bool) -> Outcome:
+    """A live node in nautilus's sandbox, and the real service: that is frozen and killed; then the node is killed."""
+    from campaign.processes import frozen
+    from campaign.services import Service
+    from ledger_sizer.client import LedgerClient
+
+    service = Service(f"sqlite:///{folder / 'ledger.db'}", folder).start()
+    url = f"http://127.0.0.1:{service.port}"
+    faults = []
+    try:
+        with LedgerClient(url) as client:
+            client.set_cap(key="cap", cap=CAP_USD, max_position_usd=CAP_USD)
+            with _node(url, 14 if short else 40, folder / "first.json") as node:
+                time.sleep(4)
+                with frozen([service.pid]):
+                    time.sleep(2 if short else 6)
+                time.sleep(1 if short else 8)
+                service.kill()
+                time.sleep(1 if short else 6)
+                service.start()
+                node.wait(60)
+            first = json.loads((folder / "first.json").read_text())
+            faults += _unlike(client, first)
+            with _node(url, 600, folder / "killed.json") as node:
+                time.sleep(6)
+                node.kill()
+            left = client.exposure().whole
+            with _node(url, 4, folder / "last.json", "quiet") as node:  # the sandbox died with its node: all is flat
+                node.wait(60)
+            faults += _unlike(client, json.loads((folder / "last.json").read_text()))
+            killed = json.loads((folder / "killed.json").read_text())
+    finally:
+        service.stop()
+    highest = max(Decimal(one["highest_usd"]) for one in (first, killed))
+    if highest > CAP_USD:
+        faults.append(f"{highest:.2f} USD at the exchange, above the cap of {CAP_USD}")
+    stall = first["longest_stall_seconds"]
+    if stall > STALL_SECONDS_MAX:
+        faults.append(f"the node's event loop stood still for {stall} s")
+    if not left.held + left.open:
+        faults.append("the killed node left nothing to settle")
+    figures = {
+        "highest at the exchange, USD (cap 1,500)": f"{highest:,.2f}",
+        "orders (denied)": f"{first['orders']:,} ({first['denied']:,})",
+        "longest stall of the event loop, s": f"{stall:.2f}",
+        "held and open after kill -9, USD": f"{left.held:,.2f} and {left.open:,.2f}",
+    }
+    return Outcome(not faults, figures, "; ".join(faults))
+
+
+@contextmanager
+def _node(url: str, seconds: float, report: Path, *more: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a node during a `with` block."""
+    command = [sys.executable, "-m", "bots.nautilus_node", url, str(seconds), str(report), *more]
+    with report.with_suffix(".log").open("wb") as log:
+        node = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT)
+        try:
+            yield node
+        finally:
+            node.kill()
+            node.wait(30)
+
+
+def _unlike(client: Any, node: dict[str, Any]) -> list[str]:
+    """Return where the ledger is not as the node told at its end, in words."""
+    has = {(strategy, f"{coin}/USDT:USDT"): Decimal(quantity) for strategy, coin, quantity in node["open"]}
+    held, resting = client.exposure().whole.held, Decimal(node["resting_usd"])
+    return compared(told_by(client), has) + ([] if held == resting else [f"{held} USD held, {resting} rest"])
+
+
+ROUNDS = [
+    Round("nautilus-backtest", ("nautilus_trader",), backtest_round),
+    Round("nautilus-live", ("nautilus_trader",), live_round),
+]

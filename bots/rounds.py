@@ -1,5 +1,5 @@
-from typing import NamedTuple, Callable
-from pathlib import Path
+from collections.abc import Callable
+from typing import NamedTuple
 
 
 class Outcome(NamedTuple):

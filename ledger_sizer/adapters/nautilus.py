@@ -12,10 +12,12 @@ grant, or cannot answer, is denied with nautilus's own `OrderDenied`. What close
 and expiries reach the ledger by the strategy's own events, before the strategy hears of them.
 """
 
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 from nautilus_trader.backtest.engine import BacktestEngine
@@ -31,10 +33,13 @@ from ledger_sizer.adapters.desk import _opened
 from ledger_sizer.adapters.nautilus_desk import Call, NotGranted, StrategyDesk
 from ledger_sizer.config import AppSettings
 from ledger_sizer.ledger.ledger import Ledger
-from ledger_sizer.model.errors import InvalidRequest, Unavailable
+from ledger_sizer.model.errors import Busy, InvalidRequest, Unavailable
 
 _ENDPOINT = "LedgerSizer.ledger"
 """Where the strategies of a backtest ask for its ledger, on the engine's own message bus."""
+
+_AWAY_SECONDS = 3.0
+"""How long no strategy waits for a ledger that did not answer one of them."""
 
 _SETTLE_TIMER = "desk-settle"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -73,52 +78,90 @@ def ledger_of(
     ledger = Ledger.in_memory(
         clock=lambda: _EPOCH + timedelta(microseconds=clock.timestamp_ns() // 1000), settings=settings
     )
-    if _ENDPOINT not in bus.endpoints():
-        bus.register(_ENDPOINT, _Shared())
+    _shared_of(bus)
     bus.send(_ENDPOINT, ledger)
     if cap is not None:
         ledger.set_cap(key="ledger_of", portfolio=portfolio, cap=cap, max_position_usd=cap)
     return ledger
 
 
-class _Shared:
-    """The ledger of one engine: keeps the one that is sent, and adds it to a list that is sent."""
-
-    ledger: Ledger | None = None
-
-    def __call__(self, message: "Ledger | list[Ledger]") -> None:
-        if not isinstance(message, list):
-            self.ledger = message
-        elif self.ledger is not None:
-            message.append(self.ledger)
-
-
 class _LiveLedger:
-    """A ledger named by its URL, called on a thread of its own: a call keeps the node no longer than its patience."""
+    """A ledger named by its URL, called on a thread of its own: a call keeps the node no longer than its patience.
+
+    All strategies of a node share it. For a while after a call that failed the others fail at once.
+    """
 
     def __init__(self, url: str, api_key: str | None, patience_seconds: float) -> None:
         self._open = lambda: _opened(url, api_key, patience_seconds)
         self._ledger: Any = None
         self._calls = BoundedCalls(patience_seconds, "ledger-nautilus")
+        self._away_until = 0.0
 
     def __call__(self, work: Callable[[Any], Any]) -> Any:
         """Return what `work` answers. Raises `Unavailable` where it takes too long, and what it raises."""
+        if time.monotonic() < self._away_until:
+            raise Unavailable("the ledger did not answer a moment ago")
         try:
             return self._calls.call(lambda: work(self._opened()))
         except NoAnswer:
+            self._away_until = time.monotonic() + _AWAY_SECONDS
             raise Unavailable(f"no answer within {self._calls.patience_seconds} s") from None
+        except (Unavailable, Busy):
+            self._away_until = time.monotonic() + _AWAY_SECONDS
+            raise
 
     def close(self) -> None:
-        """Close the ledger, after the calls that wait."""
-        if self._ledger is not None:
+        """Close the ledger, after the calls that wait. Closing twice is harmless."""
+        ledger, self._ledger = self._ledger, None
+        if ledger is not None:
             with suppress(NoAnswer):
-                self._calls.call(self._ledger.close)
+                self._calls.call(ledger.close)
         self._calls.close()
 
     def _opened(self) -> Any:
         if self._ledger is None:
             self._ledger = self._open()
         return self._ledger
+
+
+class _Asked:
+    """A strategy's question for its ledger. call: the answer. url, api_key, patience_seconds: of a live one."""
+
+    def __init__(self, url: str | None, api_key: str | None, patience_seconds: float) -> None:
+        self.url = url
+        self.api_key = api_key
+        self.patience_seconds = patience_seconds
+        self.call: Call | None = None
+
+
+class _Shared:
+    """What the strategies of one engine or node share: the backtest's ledger, or live ones. It stands on their bus."""
+
+    def __init__(self) -> None:
+        self._ledger: Ledger | None = None
+        self._live: dict[tuple[str, str | None], _LiveLedger] = {}
+
+    def __call__(self, message: "Ledger | _Asked") -> None:
+        """Keep a ledger for the backtest, or answer a strategy's question."""
+        if not isinstance(message, _Asked):
+            self._ledger = message
+        elif self._ledger is not None:
+            message.call = partial(_call_directly, self._ledger)
+        elif message.url is not None:
+            key = (message.url, message.api_key)
+            if key not in self._live:
+                self._live[key] = _LiveLedger(*key, message.patience_seconds)
+            message.call = self._live[key]
+
+
+def _call_directly(ledger: Ledger, work: Callable[[Any], Any]) -> Any:
+    return work(ledger)
+
+
+def _shared_of(bus: Any) -> None:
+    """Put what strategies share on the bus, where it is not there yet."""
+    if _ENDPOINT not in bus.endpoints():
+        bus.register(_ENDPOINT, _Shared())
 
 
 class DeskStrategy(Strategy):  # type: ignore[misc]
@@ -135,7 +178,7 @@ class DeskStrategy(Strategy):  # type: ignore[misc]
     desk_slippage = Decimal("0.001")
 
     _desk: StrategyDesk | None = None
-    _live: _LiveLedger | None = None
+    _call: Call | None = None
 
     def desk_budget(self, instrument_id: InstrumentId, wanted_usd: Decimal) -> Decimal:
         """Return how much of `wanted_usd` may be put on a market now, USD; 0 where nothing is left, or no answer came.
@@ -182,7 +225,7 @@ class DeskStrategy(Strategy):  # type: ignore[misc]
 
     def _start(self) -> None:
         self._connected().start()
-        if self._live is not None:  # in a backtest nothing is lost on the way
+        if isinstance(self._call, _LiveLedger):  # in a backtest nothing is lost on the way
             self.clock.set_timer(
                 _SETTLE_TIMER, timedelta(seconds=self._setting("settle_seconds")), callback=self._settle_now
             )
@@ -198,8 +241,8 @@ class DeskStrategy(Strategy):  # type: ignore[misc]
         super()._reset()
 
     def _dispose(self) -> None:
-        if self._live is not None:
-            self._live.close()
+        if isinstance(self._call, _LiveLedger):
+            self._call.close()
         super()._dispose()
 
     def _settle_now(self, _event: Any) -> None:
@@ -239,25 +282,21 @@ class DeskStrategy(Strategy):  # type: ignore[misc]
     def _connected(self) -> StrategyDesk:
         """Return the strategy's desk, connected at its first use. Raises `InvalidRequest` where no ledger is named."""
         if self._desk is None:
-            self._desk = StrategyDesk(self, self._ledger_calls(), self._setting("portfolio"), self._setting("slippage"))
+            self._call = self._ledger_calls()
+            self._desk = StrategyDesk(self, self._call, self._setting("portfolio"), self._setting("slippage"))
         return self._desk
 
     def _ledger_calls(self) -> Call:
-        found: list[Ledger] = []
-        if _ENDPOINT in self.msgbus.endpoints():
-            self.msgbus.send(_ENDPOINT, found)
-        if found:
-            return lambda work: work(found[0])
-        url = self._setting("ledger")
-        if url is None:
+        asked = _Asked(self._setting("ledger"), self._setting("api_key"), self._setting("patience_seconds"))
+        _shared_of(self.msgbus)
+        self.msgbus.send(_ENDPOINT, asked)
+        if asked.call is None:
             raise InvalidRequest(
                 f"{self.id} has no ledger: call ledger_of(engine) before a backtest, or give a live strategy "
                 'desk_ledger="http://..."',
                 field="desk_ledger",
             )
-        if self._live is None:
-            self._live = _LiveLedger(url, self._setting("api_key"), self._setting("patience_seconds"))
-        return self._live
+        return asked.call
 
     def _setting(self, name: str) -> Any:
         given = getattr(self.config, f"desk_{name}", None)

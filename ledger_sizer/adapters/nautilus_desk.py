@@ -10,6 +10,7 @@ chain again.
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from operator import methodcaller
@@ -42,6 +43,7 @@ from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.market_names import parse_symbol
 from ledger_sizer.model.units import decimal_text
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _RETRY_NS = 5_000_000_000
 """How long after a call that failed the next one is tried, but for questions."""
 
@@ -289,7 +291,9 @@ class StrategyDesk:
         )
         if turned is not None:
             book.pop(turned, None)
-        self._call(lambda ledger: ledger.settle(tags, book, resting, self._portfolio))
+        # Every order that is out is known, so that a hold without one, however young, is of no use.
+        now = _EPOCH + timedelta(microseconds=self._strategy.clock.timestamp_ns() // 1000)
+        self._call(lambda ledger: ledger.settle(tags, book, resting, self._portfolio, as_of=now))
 
     def _own_of(self, found: Book, tags: dict[str, str]) -> Book:
         """Return what the ledger has of this strategy where nautilus found something, and at most as much."""
