@@ -16,13 +16,14 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Self, TypeVar, cast
 
 from ledger_sizer.adapters.bounded_calls import BoundedCalls, NoAnswer
-from ledger_sizer.adapters.desk_calls import NOTHING, Book, Declared, DeskCalls, DeskLedger
-from ledger_sizer.adapters.wishes import DenialMemory, Wish, log, usd_of
+from ledger_sizer.adapters.desk_calls import NOTHING, DeskCalls, DeskLedger
+from ledger_sizer.adapters.wishes import DenialMemory, Wish, log, without_floats
 from ledger_sizer.config import LedgerSettings
 from ledger_sizer.model.caller import DEFAULT_CLIENT
 from ledger_sizer.model.commands import Reserve
 from ledger_sizer.model.errors import InvalidRequest, Unavailable
 from ledger_sizer.model.names import portfolio_name
+from ledger_sizer.model.settle import GivenBook, Settle
 from ledger_sizer.model.tags import EXTERNAL_TAG, GivenTags, tags_of
 
 if TYPE_CHECKING:
@@ -101,42 +102,53 @@ class Desk:
         with suppress(Unavailable):  # the first call says so
             _ = self._at_ledger.ledger
 
-    def ask(self, symbol: str, usd: Decimal | int | float | str, at_least: Decimal | int | float | str = 0) -> Decimal:
+    def ask(
+        self,
+        symbol: str,
+        usd: Decimal | int | float | str,
+        at_least: Decimal | int | float | str = 0,
+        *,
+        wish: str | None = None,
+    ) -> Decimal:
         """Return what may be put on a market now, USD: at most `usd`, at least `at_least`, or else 0.
 
         The answer is held for this bot. Asked again while that hold lives and nothing of it has filled, it is the same
         wish: the same hold answers, for its time anew. Another thread than the one that got it is answered 0.
+        wish: a name for the order to come, such as its client id, for a bot that has several orders out in one market:
+        each name has its own hold, whichever thread asks.
         """
         try:
-            wish = Wish(symbol, usd_of(usd, "usd"), usd_of(at_least, "at_least"), threading.get_ident())
-            self._at_ledger.reserve_command(wish)  # raises for a bad symbol or figure
+            asked = Wish.of(symbol, usd, at_least, wish)
+            self._at_ledger.reserve_command(asked)  # raises for a bad symbol or figure
         except Exception as error:  # noqa: BLE001 - a desk never raises
-            self._denials.tell(str(symbol), "invalid_request", error=str(error))
+            self._denials.tell_refused("ask", error, str(symbol))
             return NOTHING
-        if self._denials.answers(wish):
+        if self._denials.answers(asked):
             return NOTHING
-        return self._attempt(lambda: self._at_ledger.ask(wish), NOTHING)
+        return self._attempt(lambda: self._at_ledger.ask(asked), NOTHING)
 
-    def settle(self, book: Book, resting: Collection[str] = (), *, as_of: datetime | None = None) -> bool:
+    def settle(self, book: GivenBook, resting: Collection[str] = (), *, as_of: datetime | None = None) -> bool:
         """Declare what the bot has open, and the markets where entry orders of it rest (see `Ledger.settle`).
 
+        book: `{market: (quantity, price)}`, coins and their average entry price; a float counts as its shortest text.
         True: the ledger equals the book. False: not yet, and the log says why. A book that met an outage is sent again
         with the next call of the desk, whichever that is; a newer book takes its place.
         """
         try:
-            declared = Declared(dict(book), tuple(resting), as_of)
+            declared = Settle(self.tags, without_floats(book), resting, self.portfolio, as_of)
         except Exception as error:  # noqa: BLE001 - a desk never raises
-            log.error("desk.settle_refused", error=str(error))
+            self._denials.tell_refused("settle", error)
             return False
         self._at_ledger.declare(declared)
         return self._attempt(lambda: self._at_ledger.catch_up(declared), False)
 
-    def release(self, symbol: str) -> None:
+    def release(self, symbol: str, *, wish: str | None = None) -> None:
         """Free the holds of a market, when no entry order of the bot is live there any more. What filled stays open.
 
+        wish: free only the hold of this name.
         Where it met an outage it is done with the next call that reaches the ledger, before anything else.
         """
-        self._at_ledger.declare_free(str(symbol))
+        self._at_ledger.declare_free(str(symbol), wish)
         self._attempt(self._at_ledger.catch_up, False)
 
     def close(self) -> None:

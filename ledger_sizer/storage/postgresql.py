@@ -127,7 +127,7 @@ class PostgresStore:
             state.desk_status = desk_status
         positions = [*(positions or ()), *self._tagged(connection, needs, ids)]
         self._fill_states(connection, states, requested, positions, decisions or (), scopes or ())
-        self._find_grown(connection, needs, ids, states, found_us)
+        self._find_granted_lately(connection, needs, ids, states, found_us)
         return {state.name: state for state in states.values()}, found_us
 
     def _tagged(
@@ -141,7 +141,7 @@ class PostgresStore:
                 found += connection.execute(sql.BY_TAGS, asked).fetchall()[0][0] or ()
         return found
 
-    def _find_grown(
+    def _find_granted_lately(
         self, connection: psycopg.Connection[Any], needs: Mapping[str, PortfolioNeed], ids: Mapping[str, int],
         states: Mapping[int, PortfolioState], now_us: int,
     ) -> None:  # fmt: skip
@@ -150,7 +150,7 @@ class PostgresStore:
                 state = states[ids[name]]
                 as_of_us = need.settle.as_of_us(state.decision_time(now_us))
                 asked = {"id": state.id, "as_of_us": as_of_us, "numbers": changed_lately(state, as_of_us)}
-                state.grown = {row[0] for row in connection.execute(sql.GROWN, asked)}
+                state.granted_lately = {row[0] for row in connection.execute(sql.GRANTED_LATELY, asked)}
 
     def _portfolio_ids(
         self, connection: psycopg.Connection[Any], needs: dict[str, PortfolioNeed]

@@ -221,7 +221,7 @@ def tag_filter(tags: Tags) -> str:
 
 
 def changed_lately(state: PortfolioState, as_of_us: int) -> list[int]:
-    """Return the numbers of the holds that are older than `as_of_us` and changed since: they may have grown."""
+    """Return the numbers of the holds that are older than `as_of_us` and changed since: they may be granted anew."""
     return [
         number
         for number, position in state.positions.items()
