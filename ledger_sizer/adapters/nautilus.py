@@ -92,7 +92,7 @@ class _LiveLedger:
     """
 
     def __init__(self, url: str, api_key: str | None, patience_seconds: float) -> None:
-        self._open = lambda: _opened(url, api_key, patience_seconds)
+        self._open: Callable[[], Any] = partial(_opened, url, api_key, patience_seconds)
         self._ledger: Any = None
         self._calls = BoundedCalls(patience_seconds, "ledger-nautilus")
         self._away_until = 0.0
