@@ -120,7 +120,7 @@ def _instrument(client: Any, market: dict[str, Any]) -> InstrumentInfo:
         **said,
         multiplier=Decimal(split_factor(base)[0]),
         max_notional=_max_notional(client.id, market),
-        buys_by_cost=_buys_by_cost(client, market),
+        buys_by_cost=buys_by_cost(client, market),
     )
 
 
@@ -156,7 +156,7 @@ def _max_notional(venue: str, market: dict[str, Any]) -> Decimal | None:
     return min([maximum for maximum in maxima if maximum], default=None)
 
 
-def _buys_by_cost(client: Any, market: dict[str, Any]) -> bool:
+def buys_by_cost(client: Any, market: dict[str, Any]) -> bool:
     """Whether ccxt takes the cost of a market buy here instead of an amount.
 
     Its option `createMarketBuyOrderRequiresPrice` says so, in the options or in those of `createOrder`: it wants a
