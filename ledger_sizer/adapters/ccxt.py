@@ -3,7 +3,7 @@
     from ledger_sizer.adapters.ccxt import DeskExchange
     exchange = DeskExchange(ccxt.bybit({...}), "http://127.0.0.1:8321", tags={"bot": "a"})
 
-It takes ccxt's sync exchanges, and those of `ccxt.async_support` and `ccxt.pro`; its methods are sync or async as theirs.
+It takes ccxt's sync exchanges and those of `ccxt.async_support` and `ccxt.pro`, and is sync or async as they are.
 """
 
 import asyncio
@@ -66,9 +66,7 @@ class DeskExchange:
         self._closes_ledger = isinstance(ledger, str)
         self._ledger = _opened(ledger, api_key, is_async=is_async) if isinstance(ledger, str) else ledger
         if not is_async and inspect.iscoroutinefunction(getattr(self._ledger, "reserve", None)):
-            raise InvalidRequest(
-                "ledger is an async client, and the exchange is not; give LedgerClient", field="ledger"
-            )
+            raise InvalidRequest("ledger is an async client and exchange is not: give LedgerClient", field="ledger")
         bot = tags_of(tags)
         if not bot:
             raise InvalidRequest("tags is empty: name the bot, such as tags={'bot': 'a'}", field="tags")
@@ -80,7 +78,8 @@ class DeskExchange:
     # --- orders --------------------------------------------------------------------------------------------------
 
     def create_order(
-        self, symbol: str, type: str, side: str, amount: Any, price: Any = None, params: Mapping[str, Any] | None = None
+        self, symbol: str, type: str, side: str, amount: Any, price: Any = None,  # noqa: A002 - ccxt's names
+        params: Mapping[str, Any] | None = None,
     ) -> Any:  # fmt: skip
         """Place an order; what it opens is reserved first. See ccxt.
 
@@ -90,7 +89,8 @@ class DeskExchange:
         return self._run(self._create("create_order", symbol, type, side, amount, price, params))
 
     def create_order_ws(
-        self, symbol: str, type: str, side: str, amount: Any, price: Any = None, params: Mapping[str, Any] | None = None
+        self, symbol: str, type: str, side: str, amount: Any, price: Any = None,  # noqa: A002 - ccxt's names
+        params: Mapping[str, Any] | None = None,
     ) -> Any:  # fmt: skip
         """Place an order over a WebSocket. See `create_order`."""
         return self._run(self._create("create_order_ws", symbol, type, side, amount, price, params))
@@ -118,7 +118,7 @@ class DeskExchange:
         return self._run(self._desk.create(name, asked, lambda sent: (symbol, side, cost, _without(sent, "cost"))))
 
     def edit_order(
-        self, id: str, symbol: str, type: str, side: str, amount: Any = None, price: Any = None,
+        self, id: str, symbol: str, type: str, side: str, amount: Any = None, price: Any = None,  # noqa: A002 - as above
         params: Mapping[str, Any] | None = None,
     ) -> Any:  # fmt: skip
         """Cancel an order and place another instead, which is asked for anew. What filled meanwhile is kept."""
@@ -133,7 +133,7 @@ class DeskExchange:
         return self._run(self._desk.settle(book, resting))
 
     def catch_up(self) -> Any:
-        """Ask for every order that is not over, and record what it shows. `create_order` does it for what is overdue."""
+        """Ask for every order that is not over, and record what it shows. `create_order` does so where it is due."""
         return self._run(self._desk.catch_up())
 
     def close(self) -> Any:

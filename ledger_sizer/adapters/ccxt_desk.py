@@ -8,9 +8,7 @@ begin anew; nothing else is kept.
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from decimal import Decimal
-from itertools import count
 from typing import Any
 
 import ccxt
@@ -20,7 +18,6 @@ from ledger_sizer.adapters.ccxt_orders import (
     Asked,
     OnExchange,
     OnLedger,
-    Seen,
     Size,
     Steps,
     client_order_id,
@@ -33,23 +30,16 @@ from ledger_sizer.adapters.ccxt_orders import (
     reduces,
     seen_of,
     size_of,
-    told_client_id,
     unit_of,
 )
+from ledger_sizer.adapters.ccxt_records import Order, OrderRecords, log
+from ledger_sizer.exchanges.client import error_text
 from ledger_sizer.model.choices import Side
-from ledger_sizer.model.decisions import Decision
-from ledger_sizer.model.domain import Position
-from ledger_sizer.model.errors import Busy, InvalidRequest, KeyReused, LedgerError, Unavailable, WrongState
+from ledger_sizer.model.errors import Busy, InvalidRequest, KeyReused, LedgerError, Unavailable
 from ledger_sizer.model.legs import Leg, LegPlan
 from ledger_sizer.model.tags import Tags
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
-from ledger_sizer.telemetry import get_logger
 from ledger_sizer.verbs.unknown_outcome import outcome_unknown
-
-log = get_logger("ledger_sizer.ccxt")
-
-_DONE_MAX = 20_000
-"""Most ended orders that are remembered, so that a listing of orders is not looked up again."""
 
 _LOOKS_MAX = 20
 """Most orders that one call looks up besides its own work."""
@@ -59,28 +49,6 @@ _UNWATCHED_SECONDS = 60.0
 
 _AT_ONCE = ("IOC", "FOK")
 _NOTHING = Decimal(0)
-
-
-@dataclass(slots=True)
-class Order:
-    """An order of this desk. position_id: its hold; None for an order that closes.
-
-    told: coins that the ledger knows of; parts: how many times a close was told. sent, looked: when it was sent and seen,
-    monotonic seconds. known: whether the exchange has shown it. at_once: it does not rest. untold: what the ledger has
-    yet to be told.
-    """
-
-    client_id: str
-    symbol: str
-    side: Side
-    position_id: str | None
-    sent: float
-    told: Decimal = _NOTHING
-    parts: int = 0
-    known: bool = False
-    at_once: bool = False
-    untold: Mapping[str, Any] | None = None
-    looked: float = 0.0
 
 
 class OrderDesk:
@@ -94,19 +62,18 @@ class OrderDesk:
         self._client, self._tags, self._portfolio, self._account = client, tags, portfolio, account
         self._slippage, self._window_seconds, self._clock = slippage, window_seconds, clock
         self._owner = f"{portfolio} {account or ''} {tags.text}"
-        self._mark = owner_mark(self._owner)
-        self._orders: dict[str, Order] = {}
-        self._ids: dict[str, str] = {}
-        self._done: dict[str, None] = {}
-        self._never_sent: dict[str, None] = {}
-        self._unresolved: dict[str, str] = {}
+        self._records = OrderRecords(client, tags, portfolio, account, owner_mark(self._owner), clock)
         self._begun = False
+
+    def note(self, orders: Iterable[Mapping[str, Any]]) -> Steps[None]:
+        """Record what orders show, those of this desk among them."""
+        return self._records.note(orders)
 
     # --- placing -------------------------------------------------------------------------------------------------
 
     def create(self, method: str, asked: Asked, args: Callable[[Mapping[str, Any]], tuple[Any, ...]]) -> Steps[Any]:
         """Place an order with `method(*args(params))`, after asking the ledger for what it opens."""
-        yield from self._load_markets()
+        yield from self._records.load_markets()
         params = {name: value for name, value in asked.params.items() if name != "wish"}
         client_id, named = self._client_id(asked, params)
         if not given_client_id(params):
@@ -116,17 +83,17 @@ class OrderDesk:
             if earlier is not None:
                 return earlier
         yield from self.catch_up(best_effort=True)
-        order = self._orders.get(client_id)
+        order = self._records.orders.get(client_id)
         if order is None:
             opens = yield from self._opens(asked, params)
             position_id = (yield from self._ask(client_id, opens, asked.side)) if opens else None
             order = Order(client_id, asked.symbol, asked.side, position_id, self._clock())
-            self._orders[client_id] = order
+            self._records.orders[client_id] = order
         order.sent = self._clock()
         order.at_once = asked.kind == "market" or params.get("timeInForce") in _AT_ONCE
         try:
             answer = yield OnExchange(method, args(params))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, a hold must not be lost
             answer = yield from self._after_failure(order, asked, error)
         return (yield from self._placed(order, answer))
 
@@ -134,11 +101,11 @@ class OrderDesk:
         """Return the order's client order id, and whether the wish may have been placed before."""
         given, wish = given_client_id(params), asked.params.get("wish")
         if given is not None:
-            return given, given not in self._orders or not self._orders[given].known
+            return given, given not in self._records.orders or not self._records.orders[given].known
         if wish is not None:
             return client_order_id(self._client.id, "wish", wish, owner=self._owner), True
-        unresolved = self._unresolved.get(_text_of(asked))
-        if unresolved in self._orders:
+        unresolved = self._records.unresolved.get(_text_of(asked))
+        if unresolved in self._records.orders:
             return unresolved, True
         return client_order_id(self._client.id, secrets.token_hex(16), owner=self._owner), False
 
@@ -148,13 +115,13 @@ class OrderDesk:
         Raises `OrderDenied` where it was denied, `OrderEnded` where its hold was freed, `FateUnknown` while an order
         of it may be on its way.
         """
-        order = self._orders.get(client_id)
+        order = self._records.orders.get(client_id)
         if order is None:
             decision = yield from self._ledger("lookup", f"order/{client_id}", self._portfolio)
             if decision is None and reduces(asked, kind_of(self._client.market(asked.symbol))) is False:
                 return None  # what opens is reserved first
             if decision is not None:
-                order = yield from self._order_of(client_id, decision, asked.symbol)
+                order = yield from self._records.order_of(client_id, decision, asked.symbol)
         found = yield from find_order(self._client.id, asked.symbol, client_id)
         if found is not None:
             return (yield from self._placed(order, found)) if order else found
@@ -166,7 +133,7 @@ class OrderDesk:
         if order.position_id is not None:
             position = yield from self._ledger("position", order.position_id)
             if not position.pending:
-                self._end(order)
+                self._records.end(order)
                 raise OrderEnded(f"the hold of order {client_id} was freed: {position.position_id} is {position.state}")
         return None
 
@@ -187,7 +154,7 @@ class OrderDesk:
     def _closes_own(self, asked: Asked, unit: Decimal) -> Steps[bool]:
         """Whether a contract order is covered by what this bot has open the other way."""
         try:
-            opposite = yield from self._open_positions(asked.symbol, "sell" if asked.side == "buy" else "buy")
+            opposite = yield from self._records.open_positions(asked.symbol, "sell" if asked.side == "buy" else "buy")
         except (Unavailable, Busy) as error:
             raise DeskUnavailable(f"the ledger is away, and {asked.symbol} may open: {error}") from error
         with exact_arithmetic():
@@ -217,7 +184,7 @@ class OrderDesk:
                 if decision is None:
                     raise
         except (Unavailable, Busy) as error:
-            self._never_sent[client_id] = None
+            self._records.never_sent[client_id] = None
             raise DeskUnavailable(f"no order was sent, because the ledger is away: {error}") from error
         if not decision.granted:
             raise OrderDenied(decision)
@@ -227,15 +194,15 @@ class OrderDesk:
         """Return the order though its call failed, or raise the error. A refused order gives its money back."""
         duplicate = isinstance(error, getattr(ccxt, "DuplicateOrderId", ()))
         if not outcome_unknown(error) and not duplicate:
-            yield from self._free(order)
+            yield from self._records.free(order)
             raise error
-        self._unresolved[_text_of(asked)] = order.client_id
+        self._records.unresolved[_text_of(asked)] = order.client_id
         try:
             found = yield from find_order(self._client.id, order.symbol, order.client_id)
         except ccxt.BaseError:
             found = None
         if found is None:
-            log.warning("order.fate_unknown", order=order.client_id, symbol=order.symbol, error=str(error)[:200])
+            log.warning("order.fate_unknown", order=order.client_id, symbol=order.symbol, error=_text(error))
             raise error
         return found
 
@@ -243,154 +210,16 @@ class OrderDesk:
         """Record what a placed order shows, and return it. An order that does not rest is asked for its fill."""
         order.known = True
         if answer.get("id"):
-            self._ids[str(answer["id"])] = order.client_id
-        seen = self._seen(order, answer)
+            self._records.ids[str(answer["id"])] = order.client_id
+        seen = self._records.seen(order, answer)
         if seen.filled is None and order.at_once:
             try:
                 shown = yield from find_order(self._client.id, order.symbol, order.client_id)
             except ccxt.BaseError:
                 shown = None
             answer = {**answer, **{name: one for name, one in (shown or {}).items() if one is not None}}
-        yield from self._record(order, answer)
+        yield from self._records.record(order, answer)
         return answer
-
-    # --- recording -----------------------------------------------------------------------------------------------
-
-    def note(self, orders: Iterable[Mapping[str, Any]]) -> Steps[None]:
-        """Record what orders show, those of this desk among them."""
-        for answer in orders:
-            client_id = told_client_id(answer) or self._ids.get(str(answer.get("id")), "")
-            if not client_id or client_id in self._done:
-                continue
-            order = self._orders.get(client_id)
-            if order is None and answer.get("symbol"):
-                try:
-                    order = yield from self._remembered(client_id, answer)
-                except LedgerError as error:
-                    log.warning("order.not_recorded", order=client_id, error=str(error))
-                    continue
-            if order is not None:
-                order.known = True
-                yield from self._record(order, answer)
-
-    def _remembered(self, client_id: str, answer: Mapping[str, Any]) -> Steps[Order | None]:
-        """Return an order that an earlier run placed; None for one of somebody else."""
-        yield from self._load_markets()
-        decision = yield OnLedger("lookup", (f"order/{client_id}", self._portfolio))
-        if decision is not None and decision.granted:
-            return (yield from self._order_of(client_id, decision, str(answer["symbol"])))
-        if decision is not None or not client_id.removeprefix("0x").startswith(self._mark):
-            self._forget(client_id)
-            return None
-        order = Order(client_id, str(answer["symbol"]), answer["side"], None, self._clock())
-        for part in count():
-            told = yield OnLedger("lookup", (_close_key(client_id, part), self._portfolio))
-            if told is None:
-                break
-            order.told, order.parts = order.told + (told.quantity or _NOTHING), part + 1
-        self._orders[client_id] = order
-        return order
-
-    def _order_of(self, client_id: str, decision: Decision, symbol: str) -> Steps[Order]:
-        """Return the order of a grant, as the ledger knows it."""
-        if not decision.granted:
-            raise OrderDenied(decision)
-        position = yield OnLedger("position", (decision.position_id,))
-        order = Order(client_id, symbol, decision.legs[0].side, position.position_id, self._clock())
-        order.told = position.filled or _NOTHING
-        order.sent -= max(time.time() - position.updated_at.timestamp(), 0)
-        self._orders[client_id] = order
-        return order
-
-    def _seen(self, order: Order, answer: Mapping[str, Any]) -> Seen:
-        market = self._client.market(order.symbol)
-        return seen_of({"side": order.side, **answer}, market, unit_of(self._client.id, market))
-
-    def _record(self, order: Order, answer: Mapping[str, Any]) -> Steps[None]:
-        """Tell the ledger what an order shows. What meets an outage is told later; the order itself stands."""
-        order.looked = self._clock()
-        seen = self._seen(order, answer)
-        if seen.filled is None:
-            return
-        try:
-            if order.position_id is None:
-                yield from self._close(order, seen)
-            else:
-                yield from self._fill(order, order.position_id, seen)
-        except LedgerError as error:
-            order.untold = answer
-            log.warning("order.untold", order=order.client_id, symbol=order.symbol, error=str(error))
-            return
-        order.untold = None
-        if seen.final:
-            self._end(order)
-
-    def _fill(self, order: Order, position_id: str, seen: Seen) -> Steps[None]:
-        assert seen.filled is not None
-        key, rest = f"order/{order.client_id}", "free" if seen.final else "hold"
-        if seen.filled > order.told:
-            figures = f"{decimal_text(seen.filled)}@{decimal_text(seen.price or _NOTHING)}:{rest}"
-            price = seen.price or (yield OnLedger("decision", (_number(position_id), self._portfolio))).legs[0].price
-            yield OnLedger("fill", kwargs={
-                "key": f"{key}/{figures}"[:200], "position_id": position_id, "filled_quantity": seen.filled,
-                "price": price, "rest": rest, "reference": order.client_id,
-            })  # fmt: skip
-            order.told = seen.filled
-        elif seen.final:
-            yield from self._release_hold(order.client_id, position_id)
-
-    def _close(self, order: Order, seen: Seen) -> Steps[None]:
-        """Close what an order closed beyond what was told, the oldest of this bot's positions first."""
-        assert seen.filled is not None
-        while seen.filled > order.told:
-            opposite = yield from self._open_positions(order.symbol, "sell" if order.side == "buy" else "buy")
-            key = _close_key(order.client_id, order.parts)
-            before = yield OnLedger("lookup", (key, self._portfolio))  # its answer may have been lost
-            if before is None:
-                if not opposite:
-                    log.warning("order.closes_more_than_known", order=order.client_id, symbol=order.symbol)
-                    order.told = seen.filled
-                    return
-                with exact_arithmetic():
-                    quantity = min(seen.filled - order.told, opposite[0].quantity or _NOTHING)
-                before = yield OnLedger("release", kwargs={
-                    "key": key, "position_id": opposite[0].position_id, "quantity": quantity,
-                    "reference": order.client_id,
-                })  # fmt: skip
-            with exact_arithmetic():
-                order.told += before.quantity or _NOTHING
-            order.parts += 1
-
-    def _free(self, order: Order) -> Steps[None]:
-        """Give back what an order held that the exchange refused, now or, in an outage, later."""
-        if order.position_id is None:
-            self._end(order)
-            return
-        try:
-            yield from self._release_hold(order.client_id, order.position_id)
-        except LedgerError as error:
-            log.warning("order.not_released", order=order.client_id, error=str(error))
-            self._never_sent[order.client_id] = None
-        self._end(order)
-
-    def _release_hold(self, client_id: str, position_id: str) -> Steps[None]:
-        try:
-            yield OnLedger("release", kwargs={
-                "key": f"order/{client_id}/free", "position_id": position_id, "held_only": True,
-                "reference": client_id,
-            })  # fmt: skip
-        except WrongState:
-            pass  # it holds nothing any more
-
-    def _end(self, order: Order) -> None:
-        self._orders.pop(order.client_id, None)
-        self._forget(order.client_id)
-
-    def _forget(self, client_id: str) -> None:
-        self._done[client_id] = None
-        self._unresolved = {wish: one for wish, one in self._unresolved.items() if one != client_id}
-        while len(self._done) > _DONE_MAX:
-            del self._done[next(iter(self._done))]
 
     # --- finding again -------------------------------------------------------------------------------------------
 
@@ -403,21 +232,21 @@ class OrderDesk:
         every = all_orders or not best_effort
         try:
             yield from self._begin()
-            for client_id in [*self._never_sent]:
+            for client_id in [*self._records.never_sent]:
                 decision = yield OnLedger("lookup", (f"order/{client_id}", self._portfolio))
                 if decision is not None and decision.granted:
-                    yield from self._release_hold(client_id, decision.position_id)
-                del self._never_sent[client_id]
-            for order in [*self._orders.values()]:
+                    yield from self._records.release_hold(client_id, decision.position_id)
+                del self._records.never_sent[client_id]
+            for order in [*self._records.orders.values()]:
                 if order.untold is not None:
-                    yield from self._record(order, order.untold)
-            unknown = [one for one in self._orders.values() if every or self._is_due(one)]
+                    yield from self._records.record(order, order.untold)
+            unknown = [one for one in self._records.orders.values() if every or self._is_due(one)]
             for order in unknown[: None if every else _LOOKS_MAX]:
                 yield from self._look(order)
         except (LedgerError, ccxt.BaseError) as error:
             if not best_effort:
                 raise
-            log.warning("orders.not_caught_up", error=f"{type(error).__name__}: {error}"[:300])
+            log.warning("orders.not_caught_up", error=_text(error))
 
     def _is_due(self, order: Order) -> bool:
         """Whether to ask for an order that nobody asked for: its fate is not known, or it rests unwatched."""
@@ -428,22 +257,22 @@ class OrderDesk:
         found = yield from find_order(self._client.id, order.symbol, order.client_id)
         if found is not None:
             order.known = True
-            yield from self._record(order, found)
+            yield from self._records.record(order, found)
         elif not order.known and self._clock() - order.sent >= self._window_seconds:
-            yield from self._free(order)
+            yield from self._records.free(order)
 
     def _begin(self) -> Steps[None]:
         """Find the orders of an earlier run: holds by tags, and closes among the recent orders of what is open."""
         if self._begun:
             return
-        yield from self._load_markets()
-        live = yield from self._positions("live")
+        yield from self._records.load_markets()
+        live = yield from self._records.positions("live")
         for position in live:
             if position.pending:
                 decision = yield OnLedger("decision", (position.number, self._portfolio))
                 client_id = decision.key.removeprefix("order/")
-                if client_id != decision.key and client_id not in self._orders:
-                    yield from self._order_of(client_id, decision, position.legs[0].symbol)
+                if client_id != decision.key and client_id not in self._records.orders:
+                    yield from self._records.order_of(client_id, decision, position.legs[0].symbol)
         self._begun = True
         opened: dict[str, int] = {}
         for position in live:
@@ -451,18 +280,18 @@ class OrderDesk:
                 opened.setdefault(position.legs[0].symbol, int(position.opened_at.timestamp() * 1000))
         for symbol, since_ms in opened.items():
             try:
-                yield from self.note((yield from recent_orders(symbol, since_ms)))
+                yield from self._records.note((yield from recent_orders(symbol, since_ms)))
             except ccxt.BaseError as error:
-                log.warning("orders.not_listed", symbol=symbol, error=f"{type(error).__name__}: {error}"[:300])
+                log.warning("orders.not_listed", symbol=symbol, error=_text(error))
 
     def settle(self, book: Any, resting: Iterable[str]) -> Steps[Any]:
         """Bring the ledger in line with a book; None: with what the account shows of this bot's markets."""
         yield from self.catch_up()
-        live = yield from self._positions("live")
+        live = yield from self._records.positions("live")
         legs = {position.legs[0].symbol: position.legs[0] for position in live}
         if book is None:
             book = yield from self._account_book(legs)
-        rests = {*resting, *[order.symbol for order in self._orders.values() if order.position_id is not None]}
+        rests = {*resting, *[order.symbol for order in self._records.orders.values() if order.position_id is not None]}
         tags = self._tags.having("venue", [self._client.id]).to_json()
         return (yield OnLedger("settle", (tags, book, sorted(rests), self._portfolio)))
 
@@ -486,28 +315,6 @@ class OrderDesk:
                     book[symbol] = (coins, leg.price or (yield OnExchange("fetch_ticker", (symbol,)))["last"])
         return book
 
-    # --- reads ---------------------------------------------------------------------------------------------------
-
-    def _positions(self, state: str) -> Steps[list[Position]]:
-        """Return this desk's positions of one leg at this account, oldest first."""
-        found: list[Position] = []
-        cursor = None
-        while True:
-            page = yield OnLedger("positions", (self._portfolio,), {
-                "state": state, "tags": self._tags.to_json(), "cursor": cursor, "limit": 1000
-            })  # fmt: skip
-            found += [one for one in page if len(one.legs) == 1 and self._is_here(one.legs[0])]
-            cursor = page.cursor
-            if cursor is None:
-                return found
-
-    def _is_here(self, leg: Leg) -> bool:
-        return leg.venue == self._client.id and leg.account == self._account
-
-    def _open_positions(self, symbol: str, side: Side) -> Steps[list[Position]]:
-        found = yield from self._positions("open")
-        return [one for one in found if one.legs[0].symbol == symbol and one.legs[0].side == side and one.quantity]
-
     def _ledger(self, method: str, *args: Any) -> Steps[Any]:
         """Call the ledger before an order is sent. Raises `DeskUnavailable`."""
         try:
@@ -515,18 +322,10 @@ class OrderDesk:
         except (Unavailable, Busy) as error:
             raise DeskUnavailable(f"no order was sent, because the ledger is away: {error}") from error
 
-    def _load_markets(self) -> Steps[None]:
-        if not self._client.markets:
-            yield OnExchange("load_markets")
-
 
 def _text_of(asked: Asked) -> str:
     return repr((*asked[:5], sorted(asked.params.items(), key=str)))
 
 
-def _number(position_id: str) -> int:
-    return int(position_id.rpartition("-")[2])
-
-
-def _close_key(client_id: str, part: int) -> str:
-    return f"order/{client_id}/close/{part}"
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {error_text(error)}"

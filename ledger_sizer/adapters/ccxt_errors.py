@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from ledger_sizer.model.decisions import Decision
 
 
-class OrderDenied(Denied, ccxt.InsufficientFunds):
+class OrderDenied(Denied, ccxt.InsufficientFunds):  # type: ignore[misc]
     """The ledger denied the order; it was not sent. `decision` says why, `reason` in one word."""
 
     def __reduce__(self) -> "tuple[type[OrderDenied], tuple[Decision]]":
         return OrderDenied, (self.decision,)
 
 
-class OrderEnded(WrongState, ccxt.InvalidOrder):
+class OrderEnded(WrongState, ccxt.InvalidOrder):  # type: ignore[misc]
     """The hold of this wish was freed or filled before. Place a new order under a new name."""
 
 
-class DeskUnavailable(Unavailable, ccxt.ExchangeNotAvailable):
+class DeskUnavailable(Unavailable, ccxt.ExchangeNotAvailable):  # type: ignore[misc]
     """The ledger is away, so no order was sent. Place it again in a moment."""
 
 
-class FateUnknown(Unavailable, ccxt.RequestTimeout):
+class FateUnknown(Unavailable, ccxt.RequestTimeout):  # type: ignore[misc]
     """An order of this wish was sent and not answered. Ask again in a moment: it is looked up, never sent twice."""

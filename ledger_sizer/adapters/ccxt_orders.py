@@ -185,7 +185,7 @@ def kind_of(market: Mapping[str, Any]) -> MarketKind:
     """Return which kind of market it is. Raises `InvalidRequest` for options and what is no market of coins."""
     for kind in ("spot", "swap", "future"):
         if market.get(kind):
-            return kind  # type: ignore[return-value]
+            return kind
     raise InvalidRequest(f"{market['symbol']} is neither spot nor a future: the ledger cannot count it", field="symbol")
 
 
@@ -269,7 +269,7 @@ def _cost(client: Any, market: Mapping[str, Any], asked: Asked, amount: Decimal 
     if params.get("tgtCcy") == "quote_ccy" or requires is False:
         return amount
     price = number(asked.price)
-    if price is not None and buys_by_cost(client, market):
+    if price is not None and buys_by_cost(client, dict(market)):
         with exact_arithmetic():
             return amount * price
     return None
