@@ -203,7 +203,9 @@ class OrderDesk:
             found = None
         if found is None:
             log.warning("order.fate_unknown", order=order.client_id, symbol=order.symbol, error=_text(error))
-            raise error
+            if isinstance(error, ccxt.NetworkError):
+                raise error
+            raise FateUnknown(f"order {order.client_id} may be live: {_text(error)}") from error
         return found
 
     def _placed(self, order: Order, answer: Any) -> Steps[Any]:

@@ -49,7 +49,9 @@ def async_trader_at(venue: str, url: str, **changes: Any) -> Any:
     import ccxt.async_support
 
     made = make_client(account_settings(venue, url, **changes))
-    client = getattr(ccxt.async_support, venue)({"apiKey": made.apiKey, "secret": made.secret, "password": made.password})
+    client = getattr(ccxt.async_support, venue)(
+        {"apiKey": made.apiKey, "secret": made.secret, "password": made.password}
+    )
     for name in ("urls", "options", "has", "timeout", "number"):
         setattr(client, name, getattr(made, name))
     client.enableRateLimit = False
