@@ -9,8 +9,9 @@ It takes ccxt's sync exchanges and those of `ccxt.async_support` and `ccxt.pro`,
 import asyncio
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import ccxt
@@ -18,13 +19,25 @@ from pydantic import SecretStr
 
 from ledger_sizer.adapters.ccxt_desk import OrderDesk
 from ledger_sizer.adapters.ccxt_errors import DeskUnavailable, FateUnknown, OrderDenied, OrderEnded
-from ledger_sizer.adapters.ccxt_orders import Asked, OnExchange, OnLedger, Steps, client_order_id, find_order
+from ledger_sizer.adapters.ccxt_orders import (
+    Asked,
+    OnExchange,
+    OnLedger,
+    Seen,
+    Steps,
+    client_order_id,
+    find_steps,
+    seen_of,
+    unit_of,
+)
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.names import portfolio_name
 from ledger_sizer.model.tags import GivenTags, tags_of
+from ledger_sizer.verbs.unknown_outcome import outcome_unknown
 
 __all__ = [
-    "DeskExchange", "DeskUnavailable", "FateUnknown", "OrderDenied", "OrderEnded", "client_order_id", "find_order",
+    "DeskExchange", "DeskUnavailable", "FateUnknown", "OrderDenied", "OrderEnded", "Seen", "client_order_id",
+    "find_order", "outcome_unknown", "seen_of", "unit_of",
 ]  # fmt: skip
 
 PATIENCE_SECONDS = 1.0
@@ -39,7 +52,7 @@ _READS = frozenset({
 
 _PLACES_ORDERS = re.compile(r"(create|edit)_(\w+_)?orders?(_\w+)?")
 _NO_ORDERS = re.compile(r"\w+_(request|from_parts|settlement_data|nonce|appendix)")
-_OWN = frozenset({"_exchange", "_ledger", "_desk", "_run", "_closes_ledger"})
+_OWN = frozenset({"_exchange", "_ledger", "_desk", "_is_async", "_closes_ledger"})
 
 
 class DeskExchange:
@@ -62,7 +75,7 @@ class DeskExchange:
         exchange accepts a request (its receive window). api_key: of the service.
         """
         self._exchange = exchange
-        is_async = inspect.iscoroutinefunction(type(exchange).create_order)
+        is_async = self._is_async = _is_async(exchange)
         self._closes_ledger = isinstance(ledger, str)
         self._ledger = _opened(ledger, api_key, is_async=is_async) if isinstance(ledger, str) else ledger
         if not is_async and inspect.iscoroutinefunction(getattr(self._ledger, "reserve", None)):
@@ -73,7 +86,6 @@ class DeskExchange:
         if not 0 <= slippage < 1:
             raise InvalidRequest(f"slippage is a fraction below 1, got {slippage}", field="slippage")
         self._desk = OrderDesk(exchange, bot, portfolio_name(portfolio), account, Decimal(slippage), window_seconds)
-        self._run: Callable[[Steps[Any]], Any] = self._run_async if is_async else self._run_sync
 
     # --- orders --------------------------------------------------------------------------------------------------
 
@@ -86,18 +98,18 @@ class DeskExchange:
         Raises ccxt's errors, among them `OrderDenied` (an `InsufficientFunds`) where the ledger grants no money, and
         `DeskUnavailable` (an `ExchangeNotAvailable`) where it is away: then nothing was sent.
         """
-        return self._run(self._create("create_order", symbol, type, side, amount, price, params))
+        return self._carried_out(self._create("create_order", symbol, type, side, amount, price, params))
 
     def create_order_ws(
         self, symbol: str, type: str, side: str, amount: Any, price: Any = None,  # noqa: A002 - ccxt's names
         params: Mapping[str, Any] | None = None,
     ) -> Any:  # fmt: skip
         """Place an order over a WebSocket. See `create_order`."""
-        return self._run(self._create("create_order_ws", symbol, type, side, amount, price, params))
+        return self._carried_out(self._create("create_order_ws", symbol, type, side, amount, price, params))
 
     def create_orders(self, orders: Iterable[Mapping[str, Any]], params: Mapping[str, Any] | None = None) -> Any:
         """Place orders one after the other, each with a hold of its own. The first error is raised."""
-        return self._run(self._create_all(orders, params or {}))
+        return self._carried_out(self._create_all(orders, params or {}))
 
     def create_market_buy_order_with_cost(
         self, symbol: str, cost: Any, params: Mapping[str, Any] | None = None
@@ -105,7 +117,7 @@ class DeskExchange:
         """Buy for so much of the quote currency."""
         asked = Asked(symbol, "market", "buy", None, None, {**(params or {}), "cost": cost})
         name = "create_market_buy_order_with_cost"
-        return self._run(self._desk.create(name, asked, lambda sent: (symbol, cost, _without(sent, "cost"))))
+        return self._carried_out(self._desk.create(name, asked, lambda sent: (symbol, cost, _without(sent, "cost"))))
 
     def create_market_order_with_cost(
         self, symbol: str, side: str, cost: Any, params: Mapping[str, Any] | None = None
@@ -115,14 +127,16 @@ class DeskExchange:
             return self.create_market_buy_order_with_cost(symbol, cost, params)
         asked = Asked(symbol, "market", "sell", None, None, {**(params or {}), "cost": cost})
         name = "create_market_order_with_cost"
-        return self._run(self._desk.create(name, asked, lambda sent: (symbol, side, cost, _without(sent, "cost"))))
+        return self._carried_out(
+            self._desk.create(name, asked, lambda sent: (symbol, side, cost, _without(sent, "cost")))
+        )
 
     def edit_order(
         self, id: str, symbol: str, type: str, side: str, amount: Any = None, price: Any = None,  # noqa: A002 - as above
         params: Mapping[str, Any] | None = None,
     ) -> Any:  # fmt: skip
         """Cancel an order and place another instead, which is asked for anew. What filled meanwhile is kept."""
-        return self._run(self._edit(id, symbol, type, side, amount, price, params))
+        return self._carried_out(self._edit(id, symbol, type, side, amount, price, params))
 
     def settle(self, book: Any = None, resting: Iterable[str] = ()) -> Any:
         """Bring the ledger in line with a book (see `Ledger.settle`); return the decisions about it.
@@ -130,15 +144,15 @@ class DeskExchange:
         book: None for what the account shows in this bot's markets, which is right where the account is this bot's
         alone. Raises what the exchange and the ledger raise.
         """
-        return self._run(self._desk.settle(book, resting))
+        return self._carried_out(self._desk.settle(book, resting))
 
     def catch_up(self) -> Any:
         """Ask for every order that is not over, and record what it shows. `create_order` does so where it is due."""
-        return self._run(self._desk.catch_up())
+        return self._carried_out(self._desk.catch_up())
 
     def close(self) -> Any:
         """Close the exchange, and the ledger where it was given as a URL."""
-        return self._run(self._close())
+        return self._carried_out(self._close())
 
     # --- steps ---------------------------------------------------------------------------------------------------
 
@@ -203,9 +217,9 @@ class DeskExchange:
         plain = snake.removesuffix("_ws")
         found = getattr(self._exchange, name)
         if plain in _READS:
-            return lambda *args, **kwargs: self._run(self._seeing(name, args, kwargs))
+            return lambda *args, **kwargs: self._carried_out(self._seeing(name, args, kwargs))
         if plain.startswith("cancel_") and "order" in plain:
-            return lambda *args, **kwargs: self._run(self._then_catch_up(name, args, kwargs))
+            return lambda *args, **kwargs: self._carried_out(self._then_catch_up(name, args, kwargs))
         if _PLACES_ORDERS.fullmatch(plain) and not _NO_ORDERS.fullmatch(plain) and callable(found):
             return self._placing(name, snake)
         return found
@@ -241,54 +255,67 @@ class DeskExchange:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    # --- carrying out steps --------------------------------------------------------------------------------------
-
-    def _run_sync(self, steps: Steps[Any]) -> Any:
-        advance: Callable[[], Any] = lambda: next(steps)  # noqa: E731
-        while True:
-            try:
-                step = advance()
-            except StopIteration as end:
-                return end.value
-            target = self._exchange if isinstance(step, OnExchange) else self._ledger
-            try:
-                answer = getattr(target, step.method)(*step.args, **step.kwargs)
-            except Exception as error:  # noqa: BLE001 - the steps decide what it means
-                advance = _thrower(steps, error)
-            else:
-                advance = _sender(steps, answer)
-
-    async def _run_async(self, steps: Steps[Any]) -> Any:
-        advance: Callable[[], Any] = lambda: next(steps)  # noqa: E731
-        while True:
-            try:
-                step = advance()
-            except StopIteration as end:
-                return end.value
-            try:
-                answer = await self._called(step)
-            except Exception as error:  # noqa: BLE001 - as above
-                advance = _thrower(steps, error)
-            else:
-                advance = _sender(steps, answer)
-
-    async def _called(self, step: OnExchange | OnLedger) -> Any:
-        """Call without blocking the loop: what is not async runs in a thread."""
-        if isinstance(step, OnExchange):
-            answer = getattr(self._exchange, step.method)(*step.args, **step.kwargs)
-            return await answer if inspect.isawaitable(answer) else answer
-        method = getattr(self._ledger, f"{step.method}_async", None) or getattr(self._ledger, step.method)
-        if inspect.iscoroutinefunction(method):
-            return await method(*step.args, **step.kwargs)
-        return await asyncio.to_thread(method, *step.args, **step.kwargs)
+    def _carried_out(self, steps: Steps[Any]) -> Any:
+        carry_out = _carry_out_async if self._is_async else _carry_out
+        return carry_out(steps, self._exchange, self._ledger)
 
 
-def _sender(steps: Steps[Any], answer: Any) -> Callable[[], Any]:
-    return lambda: steps.send(answer)
+def find_order(exchange: Any, symbol: str, client_id: str) -> Any:
+    """Return the order with this client order id, as ccxt does; None where the exchange has none.
+
+    For an exchange of `ccxt.async_support` it is awaited. Raises ccxt's errors where the exchange does not answer.
+    """
+    carry_out = _carry_out_async if _is_async(exchange) else _carry_out
+    return carry_out(find_steps(exchange.id, symbol, client_id), exchange, None)
 
 
-def _thrower(steps: Steps[Any], error: Exception) -> Callable[[], Any]:
-    return lambda: steps.throw(error)
+def _is_async(exchange: Any) -> bool:
+    return inspect.iscoroutinefunction(type(exchange).create_order)
+
+
+# --- carrying out steps ------------------------------------------------------------------------------------------
+
+
+def _carry_out(steps: Steps[Any], exchange: Any, ledger: Any) -> Any:
+    advance = partial(next, steps)
+    while True:
+        try:
+            step = advance()
+        except StopIteration as end:
+            return end.value
+        try:
+            target = exchange if isinstance(step, OnExchange) else ledger
+            answer = getattr(target, step.method)(*step.args, **step.kwargs)
+        except Exception as error:  # noqa: BLE001 - the steps decide what it means
+            advance = partial(steps.throw, error)
+        else:
+            advance = partial(steps.send, answer)
+
+
+async def _carry_out_async(steps: Steps[Any], exchange: Any, ledger: Any) -> Any:
+    advance = partial(next, steps)
+    while True:
+        try:
+            step = advance()
+        except StopIteration as end:
+            return end.value
+        try:
+            answer = await _called(step, exchange, ledger)
+        except Exception as error:  # noqa: BLE001 - as above
+            advance = partial(steps.throw, error)
+        else:
+            advance = partial(steps.send, answer)
+
+
+async def _called(step: OnExchange | OnLedger, exchange: Any, ledger: Any) -> Any:
+    """Call without blocking the loop: what is not async runs in a thread."""
+    if isinstance(step, OnExchange):
+        answer = getattr(exchange, step.method)(*step.args, **step.kwargs)
+        return await answer if inspect.isawaitable(answer) else answer
+    method = getattr(ledger, f"{step.method}_async", None) or getattr(ledger, step.method)
+    if inspect.iscoroutinefunction(method):
+        return await method(*step.args, **step.kwargs)
+    return await asyncio.to_thread(method, *step.args, **step.kwargs)
 
 
 def _without(params: Mapping[str, Any], name: str) -> dict[str, Any]:

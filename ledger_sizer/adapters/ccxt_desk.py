@@ -21,7 +21,7 @@ from ledger_sizer.adapters.ccxt_orders import (
     Size,
     Steps,
     client_order_id,
-    find_order,
+    find_steps,
     given_client_id,
     kind_of,
     needs_ticker,
@@ -122,7 +122,7 @@ class OrderDesk:
                 return None  # what opens is reserved first
             if decision is not None:
                 order = yield from self._records.order_of(client_id, decision, asked.symbol)
-        found = yield from find_order(self._client.id, asked.symbol, client_id)
+        found = yield from find_steps(self._client.id, asked.symbol, client_id)
         if found is not None:
             return (yield from self._placed(order, found)) if order else found
         if order is None:
@@ -198,7 +198,7 @@ class OrderDesk:
             raise error
         self._records.unresolved[_text_of(asked)] = order.client_id
         try:
-            found = yield from find_order(self._client.id, order.symbol, order.client_id)
+            found = yield from find_steps(self._client.id, order.symbol, order.client_id)
         except ccxt.BaseError:
             found = None
         if found is None:
@@ -216,7 +216,7 @@ class OrderDesk:
         seen = self._records.seen(order, answer)
         if seen.filled is None and order.at_once:
             try:
-                shown = yield from find_order(self._client.id, order.symbol, order.client_id)
+                shown = yield from find_steps(self._client.id, order.symbol, order.client_id)
             except ccxt.BaseError:
                 shown = None
             answer = {**answer, **{name: one for name, one in (shown or {}).items() if one is not None}}
@@ -256,7 +256,7 @@ class OrderDesk:
 
     def _look(self, order: Order) -> Steps[None]:
         """Ask what became of an order. One that is not found after the window was never taken."""
-        found = yield from find_order(self._client.id, order.symbol, order.client_id)
+        found = yield from find_steps(self._client.id, order.symbol, order.client_id)
         if found is not None:
             order.known = True
             yield from self._records.record(order, found)

@@ -83,7 +83,7 @@ def told_client_id(order: Mapping[str, Any]) -> str:
     return str(order.get("clientOrderId") or "").removeprefix("t-")  # Gate puts "t-" before it
 
 
-def find_order(venue: str, symbol: str, client_id: str) -> Steps[dict[str, Any] | None]:
+def find_steps(venue: str, symbol: str, client_id: str) -> Steps[dict[str, Any] | None]:
     """Ask an exchange for the order with this client order id. Returns None where it has none.
 
     Raises ccxt's errors where the exchange does not answer. Where it cannot be asked for an id, its open and its
