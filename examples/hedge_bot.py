@@ -70,7 +70,7 @@ class HedgeBot:
         try:
             decision = await self.ledger.reserve_async(
                 key=key, portfolio=self.portfolio, tags={**self.tags, "symbol": coin}, amount_usd=usd, legs=legs,
-                until_known=True,
+                until_known=True, reference=key,
             )  # fmt: skip
         except KeyReused:  # asked before at another price; `resume` has completed it
             return await done(self.ledger.lookup(key, self.portfolio))
@@ -81,16 +81,19 @@ class HedgeBot:
         return decision
 
     async def leave(self, position: Position) -> bool:
-        """Close both legs, and release the position when nothing of it is left. False: the next cycle goes on."""
+        """Close both legs, and release the position when nothing of it is left. False: the next cycle goes on.
+
+        Its reference, the key of its wish, names the exit orders.
+        """
         if self.leaving is not None:
             self.leaving.add(position.position_id)
         left = await together([
-            self._trade_back(f"{position.position_id}/exit/{number}", leg, leg.quantity)
+            self._trade_back(f"{position.reference}/exit/{number}", leg, leg.quantity)
             for number, leg in enumerate(position.legs)
         ])  # fmt: skip
         if not any(left):
-            await self.ledger.release_async(key=f"{position.position_id}/exit", position_id=position.position_id)
-        note(f"{position.tags['symbol']} left" if not any(left) else "exit unfinished", position.position_id)
+            await self.ledger.release_async(key=f"{position.reference}/exit", position_id=position.position_id)
+        note("left" if not any(left) else "exit unfinished", position.reference)
         return not any(left)
 
     async def rate(self, venue: str, symbol: str) -> Decimal:
@@ -154,7 +157,7 @@ class HedgeBot:
 
     async def _exit_began(self, position: Position) -> bool:
         legs = enumerate(position.legs)
-        return any([await self._find(f"{position.position_id}/exit/{number}/0", leg) for number, leg in legs])
+        return any([await self._find(f"{position.reference}/exit/{number}/0", leg) for number, leg in legs])
 
     async def _placed(self, name: str, leg: Any, amount: Decimal, *, reduces: bool = False) -> Fill | None:
         """Place an order; return what it filled. None where the exchange refused it, or never got it."""

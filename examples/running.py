@@ -61,7 +61,8 @@ async def _trade(cycle: Cycle, strategy: str, given: argparse.Namespace) -> None
             try:
                 await cycle(bot, Look(venues, given.coins.split(","), Decimal(given.usd), period))
             except (ccxt.BaseError, LedgerError, OSError, RuntimeError) as error:
-                note(type(error).__name__, error)  # what was begun is in the ledger; the next cycle resumes it
+                # What was begun is in the ledger, and the next cycle resumes it. A URL's query has a signature.
+                note(type(error).__name__, str(error).partition("?")[0][:200])
             done += 1
             await asyncio.sleep(given.seconds)
 

@@ -11,8 +11,8 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import groupby
+from typing import NamedTuple
 
 from ledger_sizer.ledger.writer import Answer
 from ledger_sizer.model.decisions import DecisionRecord, Result
@@ -45,8 +45,7 @@ Observe = Callable[[Sequence[DecisionRecord], float], None]
 """Called after every commit: the decisions recorded, and the seconds from the start of deciding to the commit."""
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(NamedTuple):
     """A decided batch that is not stored yet.
 
     locked: decided on loaded state, in a transaction that is still open. denials: what is to be remembered of it, once

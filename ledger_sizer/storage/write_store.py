@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from operator import itemgetter
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ledger_sizer.model.decisions import DecisionRecord
 from ledger_sizer.model.domain import Position
@@ -75,14 +75,14 @@ class FenceLost(Exception):
 Row = tuple[Any, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class PortfolioChanges:
-    """What a batch changes in one portfolio, as rows to be stored (see `position_row`, `counters_row`, `scope_row`).
+class PortfolioChanges(NamedTuple):
+    """What a batch changes in one portfolio. A store makes rows of it (`position_row`, `counters_row`, `scope_row`).
 
     begins: the portfolio has no row yet, it is written with these first decisions. previous_hash: the chain's head when
-    the batch was decided. decisions: each with its canonical text. new_scopes: scopes without a row yet.
-    counter_changes: scopes of which only counters change. scope_changes: scopes of which settings change too.
-    desk_status: what the desk's status must still be; None where no decision depends on it.
+    the batch was decided. decisions: each with its canonical text. Positions and scopes are as the batch leaves them.
+    new_scopes: scopes without a row yet. counter_changes: scopes of which only counters change. scope_changes: scopes
+    of which settings change too. desk_status: what the desk's status must still be; None where no decision depends on
+    it.
     """
 
     portfolio_id: int
@@ -93,32 +93,32 @@ class PortfolioChanges:
     last_hash: str
     last_us: int
     decisions: Sequence[tuple[DecisionRecord, str]]
-    new_positions: Sequence[Row]
-    changed_positions: Sequence[Row]
-    new_scopes: Sequence[Row]
-    counter_changes: Sequence[Row]
-    scope_changes: Sequence[Row]
+    new_positions: Sequence[Position]
+    changed_positions: Sequence[Position]
+    new_scopes: Sequence[ScopeState]
+    counter_changes: Sequence[ScopeState]
+    scope_changes: Sequence[ScopeState]
     desk_status: str | None
 
 
 def changes_of(state: PortfolioState) -> PortfolioChanges:
     """Collect the changes of a decided batch. Call it before `PortfolioState.begin_next_batch`, which forgets them."""
-    new_positions: list[Row] = []
-    changed_positions: list[Row] = []
-    new_scopes: list[Row] = []
-    counter_changes: list[Row] = []
-    scope_changes: list[Row] = []
+    new_positions: list[Position] = []
+    changed_positions: list[Position] = []
+    new_scopes: list[ScopeState] = []
+    counter_changes: list[ScopeState] = []
+    scope_changes: list[ScopeState] = []
     for number in state.dirty_positions:
         positions = new_positions if number > state.loaded_seq else changed_positions
-        positions.append(position_row(state.id, state.positions[number]))
+        positions.append(state.positions[number])
     for name in state.dirty_scopes:
-        scope = state.scopes[name]
+        scope = state.scopes[name].copy()  # the next batch goes on counting on it
         if scope.stored is None:
-            new_scopes.append(scope_row(state.id, scope))
+            new_scopes.append(scope)
         elif name in state.administered:
-            scope_changes.append(scope_row(state.id, scope))
+            scope_changes.append(scope)
         else:
-            counter_changes.append(counters_row(state.id, scope))
+            counter_changes.append(scope)
     return PortfolioChanges(
         state.id, state.name, state.begins, state.loaded_hash, state.last_seq, state.last_hash, state.last_us,
         tuple(state.new_decisions), new_positions, changed_positions, new_scopes, counter_changes, scope_changes,
@@ -221,7 +221,7 @@ def tag_filter(tags: Tags) -> str:
 
 
 def changed_lately(state: PortfolioState, as_of_us: int) -> list[int]:
-    """Return the numbers of the holds that are older than `as_of_us` and changed since: they may have grown."""
+    """Return the numbers of the holds that are older than `as_of_us` and changed since: they may be granted anew."""
     return [
         number
         for number, position in state.positions.items()
