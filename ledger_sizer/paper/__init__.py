@@ -22,7 +22,8 @@ deposits, manual closes, liquidations, rate limits, lost answers. See docs/paper
     faults    injected faults: rate limits, outages, timeouts, broken and lost answers
 """
 
+from ledger_sizer.paper.client_config import ccxt_config
 from ledger_sizer.paper.control import PaperControl
 from ledger_sizer.paper.server import PaperServer
 
-__all__ = ["PaperControl", "PaperServer"]
+__all__ = ["PaperControl", "PaperServer", "ccxt_config"]
