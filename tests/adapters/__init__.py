@@ -1,1 +1,0 @@
-"""Tests of `ledger_sizer.adapters`."""
