@@ -284,6 +284,30 @@ def test_ask_when_a_request_arrives_after_its_caller_asked_again_then_there_is_o
         assert holds(ledger) == [(BTC, 100)], "the same key: a replay"
 
 
+def test_ask_when_the_answer_to_a_named_wish_was_lost_then_the_next_name_finds_its_money_free(
+    cut_off: tuple[FaultProxy, Ledger], seconds: Seconds
+) -> None:
+    proxy, ledger = cut_off
+    with Desk(proxy.url, tags=TAGS, clock=seconds, patience_seconds=2.0) as desk:
+        proxy.next(_pass, *[cut_after] * 30)
+        assert desk.ask(BTC, 300, wish="1") == 0
+        eventually(lambda: not desk._calls.overdue)
+        assert holds(ledger) == [(BTC, 300)]
+        proxy._faults.clear()
+        seconds.pass_back_off()
+        assert desk.ask(BTC, 250, wish="2") == 250
+        assert [(one.reference, one.held) for one in ledger.positions("main", state="held")] == [("2", 250)]
+
+
+def test_ask_when_the_answer_to_a_named_wish_comes_too_late_then_its_hold_is_freed(sqlite_ledger: Ledger) -> None:
+    with Desk(sqlite_ledger, tags=TAGS) as desk, locked(sqlite_ledger._write_engine.url.database or "") as unlock:
+        assert desk.ask(BTC, 100, wish="1") == 0
+        unlock()
+        eventually(lambda: not desk._calls.overdue)
+        assert holds(sqlite_ledger) == []
+        assert {one.command for one in sqlite_ledger.history()} == {"set_cap", "reserve", "release"}
+
+
 def test_ask_when_the_answer_was_lost_and_the_hold_ended_then_it_is_a_new_wish(
     cut_off: tuple[FaultProxy, Ledger], seconds: Seconds
 ) -> None:
