@@ -109,7 +109,7 @@ def load_settings() -> "AppSettings":
     from ledger_sizer.config import AppSettings
     from ledger_sizer.telemetry import configure_logging
 
-    settings = AppSettings()
+    settings = AppSettings.of_program()
     configure_logging(settings.log_level if "log_level" in settings.model_fields_set else "WARNING")
     return settings
 

@@ -154,7 +154,8 @@ class Ledger(ReleaseAllMethods, LedgerReads, Verbs, AsyncVerbs, HoldMethod):
         url = settings.ledger.database_url if url is None else url
         engine = make_engine(url, settings.ledger, read_only=True)
         try:
-            created = is_sqlite(engine.url) and prepare_sqlite(engine, settings.ledger.create)
+            own = settings.ledger
+            created = is_sqlite(engine.url) and prepare_sqlite(engine, own.create, settings=own)
             require_head(engine)
         finally:
             engine.dispose()
