@@ -212,6 +212,18 @@ def _order_words(leg: "OrderLeg") -> str:
     return what if leg.order_cost is None else f"{what}; a market order takes its cost, {decimal_text(leg.order_cost)}"
 
 
+def note_unused(ledger: "Ledger", portfolio: str | None) -> None:
+    """Say that nobody used a portfolio yet, because its name may be mistyped. None: of all portfolios."""
+    from ledger_sizer.model.errors import NotFound
+
+    if portfolio is None:
+        return
+    try:
+        ledger.heads(portfolio)
+    except NotFound:
+        output.note(f"nobody has used a portfolio {portfolio!r} yet; for those in use: ledger-sizer caps")
+
+
 def _binding_label(decision: "Decision") -> str:
     from ledger_sizer.model.denials import GROUP_DENIED
     from ledger_sizer.rules.trace import SCOPE_COMMANDS

@@ -103,9 +103,11 @@ class Ledger(ReleaseAllMethods, LedgerReads, Verbs, AsyncVerbs, HoldMethod):
             self._write_engine = make_engine(url, settings.ledger)
             self._read_engine = make_engine(url, settings.ledger, read_only=True)
             self._store = _open_store(self._write_engine, settings, self._guard)
-        self._net_view = NetView(self._read_engine, settings.trading.delta_drift_tolerance)
+        declared = self._policy.declared
+        self._net_view = NetView(self._read_engine, settings.trading.delta_drift_tolerance, declared=declared)
         self._files = archive_files_from(settings)
-        self._queries = Queries(self._read_engine, self._files)
+        new_cap_e8 = None if declared else self._policy.new_portfolio_cap_e8
+        self._queries = Queries(self._read_engine, self._files, new_cap_e8)
         self._resolver = InstrumentResolver(self._read_engine)
         self._committer = Committer(
             self._store,
