@@ -21,10 +21,10 @@ from ledger_sizer.config import AppSettings
 from ledger_sizer.exchanges.instrument_names import InstrumentResolver
 from ledger_sizer.history.archive_files import archive_files_from
 from ledger_sizer.history.archiver import ARCHIVE_FOLDER, ArchiveReport, archive, require_outside_key_window
+from ledger_sizer.ledger.async_reads import AsyncReads
 from ledger_sizer.ledger.committer import Committer, Draft, Observe
 from ledger_sizer.ledger.groups import all_answers, group_of, group_of_one, only_decision, prepared
 from ledger_sizer.ledger.inline_writer import InlineWriter
-from ledger_sizer.ledger.reads import LedgerReads
 from ledger_sizer.ledger.release_all import ReleaseAllMethods
 from ledger_sizer.ledger.sweep import sweep_in_slices
 from ledger_sizer.ledger.writer import Writer
@@ -76,7 +76,7 @@ def _memory_store(guard: ClockGuard) -> tuple[WriteStore, Engine, Engine]:
     return (store, *store.engines)
 
 
-class Ledger(ReleaseAllMethods, LedgerReads, Verbs, AsyncVerbs, HoldMethod):
+class Ledger(ReleaseAllMethods, AsyncReads, Verbs, AsyncVerbs, HoldMethod):
     """One open ledger. Safe to share between threads and event loops; not across a fork.
 
     Every verb returns a recorded `Decision` after its commit, or raises a `LedgerError`. The same `key` with the same
@@ -219,7 +219,7 @@ class Ledger(ReleaseAllMethods, LedgerReads, Verbs, AsyncVerbs, HoldMethod):
 
     def hold_async(self, *, on_unknown: OnUnknown = "keep", **request: Any) -> AbstractAsyncContextManager[AsyncHold]:
         """`hold`, for `async with`."""
-        return hold_async(self, lambda name: asyncio.to_thread(self.position, name), on_unknown, request)
+        return hold_async(self, self.position_async, on_unknown, request)
 
     def sweep(self, portfolio: str | None = None) -> int:
         """Expire the overdue holds of one portfolio, or of all. Return how many were freed.

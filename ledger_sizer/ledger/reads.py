@@ -63,7 +63,7 @@ class LedgerReads:
         """
         return self._reads.exposure(portfolio, as_of)
 
-    def exposure_page(self, portfolio: str = "main", **filters: Any) -> ExposurePage:
+    def exposure_page(self, /, portfolio: str = "main", **filters: Any) -> ExposurePage:
         """Return the whole and a page of the other scopes, where a portfolio has very many.
 
         Filters: as_of=, dimension=, cursor=, limit= (see `Queries.exposure_page`).
@@ -74,7 +74,7 @@ class LedgerReads:
         """Return one position by its name. Raise `NotFound`."""
         return self._reads.position(position_id)
 
-    def positions(self, portfolio: str | None = None, **filters: Any) -> Page[Position]:
+    def positions(self, /, portfolio: str | None = None, **filters: Any) -> Page[Position]:
         """Return positions, oldest first. Filters: state=, tags=, key=, cursor=, limit= (see `Queries.positions`)."""
         return self._reads.positions(portfolio, client=self._own_client, **filters)
 
