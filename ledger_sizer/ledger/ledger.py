@@ -80,7 +80,8 @@ class Ledger(ReleaseAllMethods, AsyncReads, Verbs, AsyncVerbs, HoldMethod):
     """One open ledger. Safe to share between threads and event loops; not across a fork.
 
     Every verb returns a recorded `Decision` after its commit, or raises a `LedgerError`. The same `key` with the same
-    request returns the same decision again (`replayed`), also a denial, also after a restart.
+    request returns the same decision again (`replayed`), also a denial, also after a restart. Every verb and every read
+    has an awaitable form: `reserve_async`, `exposure_async`.
     """
 
     def __init__(
