@@ -10,7 +10,17 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from ledger_sizer import __version__
-from ledger_sizer.api import audit, commands, dashboard_routes, events, health, reads, reconciliation, release_all
+from ledger_sizer.api import (
+    audit,
+    commands,
+    dashboard_routes,
+    events,
+    health,
+    reads,
+    reconciliation,
+    release_all,
+    settle,
+)
 from ledger_sizer.api.auth import Authenticator
 from ledger_sizer.api.context import ServiceContext
 from ledger_sizer.api.deadline import Deadline
@@ -72,7 +82,7 @@ def create_app(
     app.router.routes.extend(commands.routes(endpoints))
     app.router.routes.extend(dashboard_routes.routes(service))
     for router in (
-        reads.router, reads.decision_router, reads.chain_router, audit.router, release_all.router,
+        reads.router, reads.decision_router, reads.chain_router, audit.router, release_all.router, settle.router,
         reconciliation.router, events.router, health.router,
     ):  # fmt: skip
         app.router.routes.extend(router(service).routes)

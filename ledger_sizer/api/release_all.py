@@ -27,7 +27,9 @@ class ReleaseAllBody(RELEASE_ALL_BODY):  # type: ignore[misc, valid-type]
     cursor: str | None = Field(None, pattern=r"^[0-9]{1,18}:[0-9]{1,18}$", description="Of the answer before.")
 
 
-class _Parameters(BaseModel):
+class FullParameter(BaseModel):
+    """Whether decisions are answered whole."""
+
     model_config = ConfigDict(extra="forbid")
 
     full: Annotated[bool, Query(description="With request, trace and tags.")] = False
@@ -50,7 +52,7 @@ def router(service: ServiceContext) -> APIRouter:
         openapi_extra={**body_schema(ReleaseAllBody), "x-role": "trade", "parameters": [_KEY_PARAMETER]},
     )
     async def release_all(
-        portfolio: PortfolioInPath, request: Request, parameters: Annotated[_Parameters, Query()], caller: Trader
+        portfolio: PortfolioInPath, request: Request, parameters: Annotated[FullParameter, Query()], caller: Trader
     ) -> Response:
         """Free the holds of all live positions that carry these tags, and close nothing.
 

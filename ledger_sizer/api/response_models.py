@@ -313,6 +313,12 @@ class DeskForm(_Form):
     note: str | None
 
 
+class SettledForm(_Form):
+    """The decisions that brought the ledger in line with the book, in order; none where nothing had to change."""
+
+    items: list[DecisionForm]
+
+
 class ReleasedForm(_Form):
     """The decisions of the holds that were freed. While `cursor` is not null, call again with it."""
 

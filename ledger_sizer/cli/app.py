@@ -21,6 +21,7 @@ from ledger_sizer.cli import (
     release_all,
     replay,
     serve,
+    settle,
     top,
 )
 from ledger_sizer.cli.command_tree import CommandTree, LazyCommands, Place, built
@@ -72,6 +73,7 @@ def _places() -> Iterator[Place]:
     """Yield the commands in the order of `--help`: trading, reading, steering, running."""
     yield from _verbs("trade")
     yield from (
+        Place.of(settle.settle, settle.SETTLE_HELP),
         Place.of(release_all.release_all, release_all.RELEASE_ALL_HELP),
         Place.of(queries.exposure, queries.EXPOSURE_HELP),
         Place.of(net.net, net.NET_HELP),

@@ -1,7 +1,8 @@
-"""The HTTP calls that go over many rows: verify, sweep, release_all, export (see `endpoints`)."""
+"""The HTTP calls that go over many rows: verify, sweep, settle, release_all, export (see `endpoints`)."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar, Unpack, get_args
 
@@ -14,6 +15,7 @@ from ledger_sizer.model.domain import HistoryFilters, Page, require_history_filt
 from ledger_sizer.model.errors import InvalidRequest, LedgerError, NotFound
 from ledger_sizer.model.names import portfolio_or_desk
 from ledger_sizer.model.release_all import ReleaseAll
+from ledger_sizer.model.settle import GivenBook, Settle
 from ledger_sizer.model.tags import GivenTags
 from ledger_sizer.model.verification import VerifyReport
 from ledger_sizer.wire.codec import page_from_json
@@ -63,6 +65,30 @@ def _over_portfolios(path: str, portfolio: str | None, convert: Callable[[Any], 
             raise NotFound(f"this service has no {path}: it is older than this client, upgrade it") from None
         raise
     return found
+
+
+def settle(
+    tags: GivenTags,
+    book: GivenBook,
+    resting: Collection[str] = (),
+    portfolio: str = "main",
+    *,
+    as_of: datetime | None = None,
+    reference: str | None = None,
+) -> Calls[list[Decision]]:
+    """Bring what the ledger has under these tags in line with the bot's book. See `Ledger.settle`.
+
+    Where an answer was lost it is asked again: what was settled by then is not among the decisions.
+    """
+    request = Settle(tags, book, resting, portfolio, as_of, reference)
+    form = {name: value for name, value in to_json(request).items() if name != "portfolio" and value is not None}
+    path = f"/v1/portfolios/{request.portfolio}/settle"
+    found: list[Decision] = yield Call("POST", path, _settled, query_of(full=True), body=json.dumps(form))
+    return found
+
+
+def _settled(reply: Response) -> list[Decision]:
+    return value_of(reply, lambda form: [decision_from_json(one) for one in form["items"]])
 
 
 def release_all(

@@ -26,6 +26,7 @@ from ledger_sizer.ledger.committer import Committer, Draft, Observe
 from ledger_sizer.ledger.groups import all_answers, group_of, group_of_one, only_decision, prepared
 from ledger_sizer.ledger.inline_writer import InlineWriter
 from ledger_sizer.ledger.release_all import ReleaseAllMethods
+from ledger_sizer.ledger.settle import SettleMethods
 from ledger_sizer.ledger.sweep import sweep_in_slices
 from ledger_sizer.ledger.writer import Writer
 from ledger_sizer.model.caller import DEFAULT_CLIENT, Caller, caller_var, embedded_caller
@@ -76,7 +77,7 @@ def _memory_store(guard: ClockGuard) -> tuple[WriteStore, Engine, Engine]:
     return (store, *store.engines)
 
 
-class Ledger(ReleaseAllMethods, AsyncReads, Verbs, AsyncVerbs, HoldMethod):
+class Ledger(ReleaseAllMethods, SettleMethods, AsyncReads, Verbs, AsyncVerbs, HoldMethod):
     """One open ledger. Safe to share between threads and event loops; not across a fork.
 
     Every verb returns a recorded `Decision` after its commit, or raises a `LedgerError`. The same `key` with the same

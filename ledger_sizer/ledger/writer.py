@@ -316,7 +316,8 @@ class Writer(Generic[D]):
     def _take_batch(self) -> list[_QueuedGroup]:
         """Take up to batch_size_max queued commands, half of them when busy.
 
-        A larger group is taken alone, whole. So is a sweep: it frees as many holds as a batch has commands.
+        A larger group is taken alone, whole. So is a sweep: it frees as many holds as a batch has commands. And so is a
+        settle: nobody knows before how many commands it makes.
         """
         self._busy_batches = self._busy_batches + 1 if self._concurrency >= 2 * _PIPELINE_COMMANDS_MIN else 0
         size_max = self._batch_size_max
@@ -325,7 +326,7 @@ class Writer(Generic[D]):
         self._concurrency -= self._concurrency // 16
         batch = [self._queue.popleft()]
         size = _command_count(batch[0].group)
-        while self._queue and batch[0].group.sweep is None and self._queue[0].group.sweep is None:
+        while self._queue and batch[0].group.commands and self._queue[0].group.commands:
             next_size = _command_count(self._queue[0].group)
             if size + next_size > size_max:
                 break

@@ -41,7 +41,7 @@ _quoted = lru_cache(maxsize=8192)(json.JSONEncoder(ensure_ascii=True).encode)
 _ZERO = Decimal(0)
 
 _VENUE = Kind(name="venue", check=lambda value, name: value and label_text(value, name), length=(0, 128))
-_SIDE = choice(*get_args(Side))
+SIDE = choice(*get_args(Side))
 _QUANTITY = decimal_kind("quantity", not_negative)
 
 
@@ -73,7 +73,7 @@ class Leg:
     venue: Annotated[str, Argument(_VENUE)]
     symbol: Annotated[str, Argument(LABEL)]
     kind: Annotated[MarketKind, Argument(choice(*get_args(MarketKind)))]
-    side: Annotated[Side, Argument(_SIDE)]
+    side: Annotated[Side, Argument(SIDE)]
     quantity: Annotated[Decimal, Argument(_QUANTITY)]
     price: Annotated[Decimal | None, Argument(POSITIVE)] = None
     account: Annotated[str | None, Argument(LABEL)] = field(default=None, kw_only=True)
@@ -350,7 +350,7 @@ class LegPlan:
     arguments: ClassVar[tuple[DeclaredArgument, ...]]
 
     instrument: Annotated[InstrumentInfo | str, Argument(INSTRUMENT)]
-    side: Annotated[Side, Argument(_SIDE)]
+    side: Annotated[Side, Argument(SIDE)]
     price: Annotated[Decimal | None, Argument(POSITIVE)] = None
     fee_rate: Annotated[Decimal | None, Argument(FEE_RATE)] = None
     asset: Annotated[str | None, Argument(LABEL)] = None

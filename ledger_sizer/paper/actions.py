@@ -7,13 +7,16 @@ from typing import Any
 
 from ledger_sizer.model.market_names import parse_symbol
 from ledger_sizer.paper import events
-from ledger_sizer.paper.accounts import WALLETS, Account, Position, RequestRefused, Slot, now_ms
+from ledger_sizer.paper.accounts import WALLETS, Account, Order, Position, RequestRefused, Slot, now_ms
 from ledger_sizer.paper.control import DEFAULT_KEY, DEFAULT_PASSPHRASE, DEFAULT_SECRET
-from ledger_sizer.paper.exchange import PaperExchange
+from ledger_sizer.paper.exchange import HeldBack, PaperExchange
 from ledger_sizer.paper.faults import Fault, Faults
 from ledger_sizer.paper.http import decimal_of, text_of
 from ledger_sizer.paper.journal import Cause
 from ledger_sizer.paper.markets import QUOTE, Market
+
+REJECTIONS = ("insufficient", "margin", "quantity", "notional", "inactive")
+"""Why an exchange may refuse an order that it could accept."""
 
 Action = Callable[[PaperExchange, Faults, Mapping[str, Any]], object]
 
@@ -50,7 +53,17 @@ def _account_state(account: Account) -> dict[str, Any]:
         "wallets": wallets,
         "positions": positions,
         "open_orders": [order.id for order in account.orders.values() if order.state == "open"],
+        "orders": [_order_state(order) for order in account.orders.values() if order.state == "open"],
     }
+
+
+def _order_state(order: Order) -> dict[str, Any]:
+    return {
+        "id": order.id, "client_id": order.client_id, "symbol": order.market.symbol, "side": order.side,
+        "kind": order.kind, "quantity": text_of(order.quantity), "filled": text_of(order.filled),
+        "price": None if order.price is None else text_of(order.price), "reduce_only": order.reduce_only,
+        "trigger": text_of(order.trigger.price) if order.trigger and order.waits else None,
+    }  # fmt: skip
 
 
 def _account(exchange: PaperExchange, form: Mapping[str, Any]) -> Account:
@@ -258,9 +271,26 @@ def _stale(exchange: PaperExchange, _faults: Faults, form: Mapping[str, Any]) ->
 
 
 def _fills(exchange: PaperExchange, _faults: Faults, form: Mapping[str, Any]) -> None:
-    exchange.fills_at_once = form.get("at_once", True) is True
-    if exchange.fills_at_once:
+    if form.get("at_once", True) is True:
+        exchange.held_back.clear()
         exchange.fill_open_orders()
+    else:
+        exchange.held_back.append(HeldBack(form.get("kind"), form.get("side"), form.get("symbol")))
+
+
+def _reject(exchange: PaperExchange, _faults: Faults, form: Mapping[str, Any]) -> None:
+    reason, times = str(form.get("reason", "insufficient")), int(form.get("times", 1))
+    if reason not in REJECTIONS:
+        raise RequestRefused("bad_request", f"reason must be one of {', '.join(REJECTIONS)}, got {reason!r}")
+    exchange.rejections.extend([reason] * times)
+
+
+def _cancel(exchange: PaperExchange, _faults: Faults, form: Mapping[str, Any]) -> None:
+    exchange.cancel(exchange.order(_account(exchange, form), str(form.get("order_id", ""))))
+
+
+def _funding_rate(exchange: PaperExchange, _faults: Faults, form: Mapping[str, Any]) -> None:
+    exchange.funding_rates[_swap(exchange, form).symbol] = decimal_of(form, "rate")
 
 
 def _fill(exchange: PaperExchange, _faults: Faults, form: Mapping[str, Any]) -> None:
@@ -270,7 +300,10 @@ def _fill(exchange: PaperExchange, _faults: Faults, form: Mapping[str, Any]) -> 
 
 
 def _fault(_book: PaperExchange, faults: Faults, form: Mapping[str, Any]) -> None:
-    faults.inject(Fault(form.get("kind", ""), str(form.get("path", "")), form.get("times", 1), form.get("seconds", 5)))
+    faults.inject(Fault(
+        form.get("kind", ""), str(form.get("path", "")), form.get("times", 1), form.get("seconds", 5),
+        str(form.get("method", "")),
+    ))  # fmt: skip
 
 
 def _clear_faults(_book: PaperExchange, faults: Faults, _form: Mapping[str, Any]) -> None:
@@ -301,6 +334,9 @@ ACTIONS: Mapping[str, Action] = {
     "stale": _stale,
     "fills": _fills,
     "fill": _fill,
+    "cancel": _cancel,
+    "reject": _reject,
+    "funding-rate": _funding_rate,
     "fault": _fault,
     "clear-faults": _clear_faults,
 }

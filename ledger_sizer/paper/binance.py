@@ -9,8 +9,10 @@ from typing import Any, Literal
 from urllib.parse import parse_qs
 
 from ledger_sizer.model.units import exact_arithmetic
-from ledger_sizer.paper.accounts import LEVERAGE, Account, Order, Position, RequestRefused, Slot, Wallet, now_ms
-from ledger_sizer.paper.exchange import PaperExchange
+from ledger_sizer.paper.accounts import Account, Position, RequestRefused, Slot, Wallet, now_ms
+from ledger_sizer.paper.binance_orders import CONTRACT_TYPES, SPOT_TYPES, BinanceOrders
+from ledger_sizer.paper.binance_quotes import BinanceQuotes, family_of
+from ledger_sizer.paper.exchange import LEVERAGE_MAX, PaperExchange
 from ledger_sizer.paper.http import (
     TIME_WINDOW_MS,
     ExchangeRequest,
@@ -23,6 +25,7 @@ from ledger_sizer.paper.http import (
 )
 from ledger_sizer.paper.markets import Market
 from ledger_sizer.paper.options import binance_options
+from ledger_sizer.paper.quotes import MAINTENANCE_RATE, TIER_NOTIONAL, liquidation_price
 from ledger_sizer.paper.tickers import binance_tickers
 from ledger_sizer.paper.told import binance_activity
 
@@ -46,9 +49,12 @@ _CODES = {
     "reduce_only": (400, -2022, "ReduceOnly Order is rejected."),
     "position_side": (400, -4061, "Order's position side does not match user's setting."),
     "inactive": (400, -1013, "Market is closed."),
+    "would_trigger": (400, -2021, "Order would immediately trigger."),
+    "no_change": (400, -4046, "No need to change margin type."),
+    "mode_unchanged": (400, -4059, "No need to change position side."),
+    "mode_in_use": (400, -4068, "Position side cannot be changed if there exists position."),
     "bad_request": (400, -1100, "Illegal characters found in a parameter."),
 }
-_STATES = {"open": "NEW", "filled": "FILLED", "canceled": "CANCELED"}
 
 
 class Binance:
@@ -65,6 +71,8 @@ class Binance:
             ("GET", "/api/v3/ticker/24hr"): partial(binance_tickers, exchange),
             ("GET", "/fapi/v1/ticker/24hr"): partial(binance_tickers, exchange),
             ("GET", "/dapi/v1/ticker/24hr"): partial(binance_tickers, exchange),
+            ("GET", "/sapi/v1/system/status"): lambda _request: {"status": 0, "msg": "normal"},
+            **BinanceQuotes(exchange).routes,
         }
         self.private: Mapping[tuple[str, str], Handler] = {
             ("GET", "/sapi/v1/margin/allPairs"): lambda _account, _request: [],
@@ -85,12 +93,18 @@ class Binance:
             ("GET", "/dapi/v2/leverageBracket"): self._brackets,
             ("GET", "/dapi/v1/positionRisk"): self._positions,
             ("GET", "/eapi/v1/position"): lambda account, _request: binance_options(account.visible()),
+            ("POST", "/fapi/v1/positionSide/dual"): self._set_position_mode,
+            ("GET", "/fapi/v1/multiAssetsMargin"): lambda _account, _request: {"multiAssetsMargin": False},
+            ("GET", "/fapi/v1/symbolConfig"): self._symbol_config,
+            ("GET", "/fapi/v1/accountConfig"): self._account_config,
+            ("POST", "/fapi/v1/leverage"): self._set_leverage,
+            ("POST", "/fapi/v1/marginType"): self._set_margin_mode,
+            ("GET", "/fapi/v1/commissionRate"): self._commission_rate,
+            ("GET", "/sapi/v1/asset/tradeFee"): self._trade_fees,
+            ("GET", "/sapi/v1/capital/config/getall"): self._coins,
+            **BinanceOrders(exchange).routes,
             **binance_activity(),
         }
-        for path in ("/api/v3/order", "/fapi/v1/order"):
-            self.private = {
-                **self.private, ("POST", path): self._create, ("GET", path): self._order, ("DELETE", path): self._cancel
-            }  # fmt: skip
 
     def account(self, request: ExchangeRequest) -> Account:
         """Authenticate: HMAC-SHA256 (hex) of everything before `signature`, in the body or the query."""
@@ -165,81 +179,101 @@ class Binance:
     def _brackets(self, _account: Account, request: ExchangeRequest) -> Any:
         inverse = _futures_wallet(request) == "delivery"
         cap, floor = ("qtyCap", "qtyFloor") if inverse else ("notionalCap", "notionalFloor")
-        bracket = {"bracket": 1, "initialLeverage": LEVERAGE, cap: 10**9, floor: 0,
-                   "maintMarginRatio": "0.004", "cum": 0}  # fmt: skip
+        bracket = {"bracket": 1, "initialLeverage": LEVERAGE_MAX, cap: TIER_NOTIONAL, floor: 0,
+                   "maintMarginRatio": str(MAINTENANCE_RATE), "cum": 0}  # fmt: skip
         mine = (m for m in self.exchange.markets.values() if m.kind == "swap" and m.inverse == inverse)
         return [{"symbol": market.id, "brackets": [bracket]} for market in mine]
+
+    def _set_position_mode(self, account: Account, request: ExchangeRequest) -> Any:
+        hedged = str(request.arguments.get("dualSidePosition")).lower() == "true"
+        if hedged == account.hedged:
+            raise RequestRefused("mode_unchanged", "no change")
+        self.exchange.set_hedged(account, hedged=hedged)
+        return {"code": 200, "msg": "success"}
+
+    def _set_leverage(self, account: Account, request: ExchangeRequest) -> Any:
+        market = self.exchange.market(str(request.arguments.get("symbol")), "swap")
+        leverage = decimal_of(request.arguments, "leverage")
+        self.exchange.set_leverage(account, market, leverage)
+        return {"symbol": market.id, "leverage": int(leverage), "maxNotionalValue": str(TIER_NOTIONAL)}
+
+    def _set_margin_mode(self, account: Account, request: ExchangeRequest) -> Any:
+        market = self.exchange.market(str(request.arguments.get("symbol")), "swap")
+        isolated = request.arguments.get("marginType") == "ISOLATED"
+        if isolated == account.is_isolated(market.symbol):
+            raise RequestRefused("no_change", "no change")
+        (account.isolated_markets.add if isolated else account.isolated_markets.discard)(market.symbol)
+        return {"code": 200, "msg": "success"}
+
+    def _symbol_config(self, account: Account, request: ExchangeRequest) -> Any:
+        wanted = request.arguments.get("symbol")
+        return [
+            {"symbol": market.id, "marginType": "ISOLATED" if account.is_isolated(market.symbol) else "CROSSED",
+             "isAutoAddMargin": False, "leverage": int(account.leverage(market.symbol)),
+             "maxNotionalValue": str(TIER_NOTIONAL)}
+            for market in self.exchange.markets.values() if family_of(market) == "fapi" and wanted in (None, market.id)
+        ]  # fmt: skip
+
+    def _account_config(self, account: Account, _request: ExchangeRequest) -> Any:
+        return {"feeTier": 0, "canTrade": True, "dualSidePosition": account.hedged, "multiAssetsMargin": False}
+
+    def _commission_rate(self, _account: Account, request: ExchangeRequest) -> Any:
+        rate = text_of(self.exchange.fee_rates["swap"])
+        return {"symbol": request.arguments.get("symbol"), "makerCommissionRate": rate, "takerCommissionRate": rate}
+
+    def _trade_fees(self, _account: Account, request: ExchangeRequest) -> Any:
+        wanted, rate = request.arguments.get("symbol"), text_of(self.exchange.fee_rates["spot"])
+        return [
+            {"symbol": market.id, "makerCommission": rate, "takerCommission": rate}
+            for market in self.exchange.markets.values() if family_of(market) == "api" and wanted in (None, market.id)
+        ]  # fmt: skip
+
+    def _coins(self, _account: Account, _request: ExchangeRequest) -> Any:
+        return [
+            {"coin": coin, "name": coin, "isLegalMoney": False, "trading": True, "networkList": []}
+            for coin in self.exchange.coins()
+        ]
 
     def _positions(self, account: Account, request: ExchangeRequest) -> Any:
         inverse, rows = _futures_wallet(request) == "delivery", []
         for symbol, slot, isolated, position in account.visible().held():
             market = self.exchange.market_of(symbol)
             if market.inverse == inverse and request.arguments.get("symbol", market.id) == market.id:
-                rows.append(self._position(market, slot, position, isolated=isolated))
+                row = self._position(account, market, slot, position, isolated=isolated)
+                if request.path.split("/")[2] == "v2":
+                    row |= {"leverage": text_of(account.leverage(symbol)),
+                            "marginType": "isolated" if isolated else "cross"}  # fmt: skip
+                rows.append(row)
         return rows
 
-    def _position(self, market: Market, slot: Slot, position: Position, *, isolated: bool) -> dict[str, Any]:
+    def _position(
+        self, account: Account, market: Market, slot: Slot, position: Position, *, isolated: bool
+    ) -> dict[str, Any]:
         mark = self.exchange.prices[market.base]
         with exact_arithmetic():
             notional, profit = (
                 market.worth(position.quantity, mark), market.profit(position.quantity, position.entry_price, mark)
             )  # fmt: skip
-            margin = abs(notional) / LEVERAGE
+            margin = abs(notional) / account.leverage(market.symbol)
             # A coin-margined position counts contracts.
             amount = contracts(market, position.quantity) if market.inverse else position.quantity
         own = text_of(margin) if isolated else "0"
+        liquidation = liquidation_price(market, position, account.leverage(market.symbol), isolated=isolated)
         return {
             "symbol": market.id, "positionSide": "BOTH" if slot == "net" else slot.upper(),
             "positionAmt": text_of(amount), "entryPrice": text_of(position.entry_price),
             "breakEvenPrice": text_of(position.entry_price), "markPrice": text_of(mark),
-            "unRealizedProfit": text_of(profit), "liquidationPrice": "0", "isolatedMargin": own,
+            "unRealizedProfit": text_of(profit), "liquidationPrice": text_of(liquidation or Decimal(0)),
+            "isolatedMargin": own,
             "notionalValue" if market.inverse else "notional": text_of(notional), "isolatedWallet": own,
             "marginAsset": market.base if market.inverse else market.quote,
             "initialMargin": text_of(margin), "maintMargin": "0", "positionInitialMargin": text_of(margin),
             "openOrderInitialMargin": "0", "adl": 0, "bidNotional": "0", "askNotional": "0", "updateTime": now_ms(),
         }  # fmt: skip
 
-    def _create(self, account: Account, request: ExchangeRequest) -> Any:
-        arguments = request.arguments
-        kind = _kind(request)
-        market = self.exchange.market(str(arguments.get("symbol")), kind)
-        side: Literal["buy", "sell"] = "buy" if arguments.get("side") == "BUY" else "sell"
-        is_market = arguments.get("type") == "MARKET"
-        if "quantity" not in arguments and "quoteOrderQty" in arguments:
-            with exact_arithmetic():
-                quantity = decimal_of(arguments, "quoteOrderQty") / self.exchange.prices[market.base]
-                quantity = quantity // market.step * market.step
-        else:
-            quantity = decimal_of(arguments, "quantity")
-        slots: dict[str, Slot] = {"LONG": "long", "SHORT": "short"}
-        order = self.exchange.place(
-            account, market, side, "market" if is_market else "limit", quantity,
-            price=None if is_market else decimal_of(arguments, "price"),
-            slot=slots.get(str(arguments.get("positionSide")), "net"),
-            reduce_only=str(arguments.get("reduceOnly", "")).lower() == "true",
-            client_id=str(arguments.get("newClientOrderId", "")),
-        )  # fmt: skip
-        return _order(order)
-
-    def _order(self, account: Account, request: ExchangeRequest) -> Any:
-        return _order(
-            self.exchange.order(account, request.arguments.get("orderId"), request.arguments.get("origClientOrderId"))
-        )
-
-    def _cancel(self, account: Account, request: ExchangeRequest) -> Any:
-        order = self.exchange.order(
-            account, request.arguments.get("orderId"), request.arguments.get("origClientOrderId")
-        )
-        self.exchange.cancel(order)
-        return _order(order)
-
 
 def _futures_wallet(request: ExchangeRequest) -> Literal["swap", "delivery"]:
     return "delivery" if request.path.startswith("/dapi/") else "swap"
-
-
-def _kind(request: ExchangeRequest) -> Literal["spot", "swap"]:
-    return "spot" if request.path.startswith("/api/") else "swap"
 
 
 def _instrument(market: Market) -> dict[str, Any]:
@@ -254,7 +288,8 @@ def _instrument(market: Market) -> dict[str, Any]:
     notional = text_of(market.min_notional)
     row: dict[str, Any] = {
         "symbol": market.id, "baseAsset": market.base, "quoteAsset": "USD" if market.inverse else market.quote,
-        "orderTypes": ["LIMIT", "MARKET"], "filters": filters, "quantityPrecision": 8, "pricePrecision": 8,
+        "orderTypes": list(SPOT_TYPES if market.kind == "spot" else CONTRACT_TYPES), "filters": filters,
+        "quantityPrecision": 8, "pricePrecision": 8,
         "baseAssetPrecision": 8, "quotePrecision": 8,
     }  # fmt: skip
     if market.kind == "spot":
@@ -269,22 +304,3 @@ def _instrument(market: Market) -> dict[str, Any]:
     if market.inverse:
         return {**row, "contractStatus": state, "contractSize": int(market.contract_size)}
     return {**row, "status": state}
-
-
-def _order(order: Order) -> dict[str, Any]:
-    state = "PARTIALLY_FILLED" if order.state == "open" and order.filled else _STATES[order.state]
-    cost, average = text_of(order.cost), text_of(order.average)
-    row: dict[str, Any] = {
-        "symbol": order.market.id, "orderId": int(order.id), "clientOrderId": order.client_id, "status": state,
-        "side": order.side.upper(), "type": order.kind.upper(), "origQty": text_of(order.quantity),
-        "price": text_of(order.price or Decimal(0)), "executedQty": text_of(order.filled), "timeInForce": "GTC",
-        "time": order.created_ms, "updateTime": order.updated_ms,
-    }  # fmt: skip
-    if order.market.kind == "swap":
-        return {**row, "avgPrice": average, "cumQuote": cost, "reduceOnly": order.reduce_only,
-                "positionSide": "BOTH" if order.slot == "net" else order.slot.upper(),
-                "origType": row["type"]}  # fmt: skip
-    fill = {"price": average, "qty": text_of(order.filled), "commission": text_of(order.fee),
-            "commissionAsset": order.fee_asset, "tradeId": int(order.id)}  # fmt: skip
-    fills = [fill] if order.filled else []
-    return {**row, "cummulativeQuoteQty": cost, "transactTime": order.updated_ms, "fills": fills}

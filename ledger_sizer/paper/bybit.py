@@ -4,10 +4,12 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any
 
 from ledger_sizer.model.units import exact_arithmetic
-from ledger_sizer.paper.accounts import LEVERAGE, Account, Order, Position, RequestRefused, Slot, now_ms
+from ledger_sizer.paper.accounts import Account, Position, RequestRefused, Slot, now_ms
+from ledger_sizer.paper.bybit_orders import IDX, BybitOrders
+from ledger_sizer.paper.bybit_quotes import bybit_quotes
 from ledger_sizer.paper.exchange import PaperExchange
 from ledger_sizer.paper.http import (
     TIME_WINDOW_MS,
@@ -20,6 +22,7 @@ from ledger_sizer.paper.http import (
 )
 from ledger_sizer.paper.markets import Market
 from ledger_sizer.paper.options import bybit_options
+from ledger_sizer.paper.quotes import liquidation_price, whole
 from ledger_sizer.paper.tickers import bybit_tickers
 from ledger_sizer.paper.told import bybit_activity
 
@@ -46,13 +49,14 @@ _CODES = {
     "reduce_only": (110017, "current position is zero, cannot fix reduce-only order qty"),
     "position_side": (10001, "position idx not match position mode"),
     "inactive": (110074, "This contract is not live"),
+    "would_trigger": (110093, "expect Falling or Rising, but trigger_price is past the current price"),
+    "no_change": (110043, "Set leverage not modified"),
+    "mode_in_use": (110024, "You have existing position or open orders, so position mode cannot be switched"),
     "bad_request": (10001, "Request parameter error."),
 }
-_IDX: Mapping[Slot, int] = {"net": 0, "long": 1, "short": 2}
 _BLANK_FIELDS = ("side", "size", "avgPrice", "positionValue", "markPrice", "leverage", "unrealisedPnl", "positionIM",
                  "positionMM")  # fmt: skip
 """What an empty side of a hedge-mode market may leave out."""
-_STATES = {"open": "New", "filled": "Filled", "canceled": "Cancelled"}
 
 
 class Bybit:
@@ -65,17 +69,20 @@ class Bybit:
             ("GET", "/v5/market/time"): self._time,
             ("GET", "/v5/market/instruments-info"): self._instruments,
             ("GET", "/v5/market/tickers"): self._tickers,
+            **bybit_quotes(exchange, _success, _category),
         }
         self.private: Mapping[tuple[str, str], Handler] = {
             ("GET", "/v5/user/query-api"): lambda _account, _request: _success({"unified": 0, "uta": 1, "readOnly": 0}),
-            ("GET", "/v5/account/info"): lambda _account, _request: _success({"unifiedMarginStatus": 6}),
+            ("GET", "/v5/account/info"): self._account_info,
             ("GET", "/v5/account/wallet-balance"): self._balance,
             ("GET", "/v5/asset/transfer/query-account-coins-balance"): self._funding_balance,
             ("GET", "/v5/position/list"): self._positions,
-            ("POST", "/v5/order/create"): self._create,
-            ("POST", "/v5/order/cancel"): self._cancel,
-            ("GET", "/v5/order/realtime"): self._orders,
-            ("GET", "/v5/order/history"): self._orders,
+            ("POST", "/v5/position/set-leverage"): self._set_leverage,
+            ("POST", "/v5/position/switch-mode"): self._set_position_mode,
+            ("POST", "/v5/account/set-margin-mode"): self._set_margin_mode,
+            ("GET", "/v5/account/fee-rate"): self._fee_rates,
+            ("GET", "/v5/asset/coin/query-info"): self._coins,
+            **BybitOrders(exchange, _success, _category).routes,
             **bybit_activity(_success, _category),
         }
 
@@ -133,9 +140,47 @@ class Bybit:
         ]
         return _success({"accountType": "FUND", "memberId": "1", "balance": rows})
 
+    def _account_info(self, account: Account, _request: ExchangeRequest) -> Any:
+        mode = "ISOLATED_MARGIN" if account.isolated_all else "REGULAR_MARGIN"
+        return _success({"unifiedMarginStatus": 6, "marginMode": mode})
+
+    def _set_leverage(self, account: Account, request: ExchangeRequest) -> Any:
+        market = self.exchange.market(str(request.arguments.get("symbol")), "swap")
+        self.exchange.set_leverage(account, market, decimal_of(request.arguments, "buyLeverage"))
+        return _success({})
+
+    def _set_position_mode(self, account: Account, request: ExchangeRequest) -> Any:
+        """Set it for the whole account, whatever market or coin is named. Mode 3 is hedge mode."""
+        hedged = whole(request, "mode") == 3
+        if hedged != account.hedged:
+            self.exchange.set_hedged(account, hedged=hedged)
+        return _success({})
+
+    def _set_margin_mode(self, account: Account, request: ExchangeRequest) -> Any:
+        account.isolated_all = request.arguments.get("setMarginMode") == "ISOLATED_MARGIN"
+        return _success({"reasons": []})
+
+    def _fee_rates(self, _account: Account, request: ExchangeRequest) -> Any:
+        category, wanted = request.arguments.get("category", "linear"), request.arguments.get("symbol")
+        rows = [
+            {"symbol": market.id, "takerFeeRate": rate, "makerFeeRate": rate}
+            for market in self.exchange.markets.values()
+            for rate in [text_of(self.exchange.fee_rates[market.kind])]
+            if _category(market) == category and wanted in (None, market.id)
+        ]
+        return _success({"category": category, "list": rows})
+
+    def _coins(self, _account: Account, _request: ExchangeRequest) -> Any:
+        rows = [{"name": coin, "coin": coin, "remainAmount": "0", "chains": []} for coin in self.exchange.coins()]
+        return _success({"rows": rows})
+
     def _positions(self, account: Account, request: ExchangeRequest) -> Any:
         arguments = request.arguments
         rows = self._position_rows(account.visible(), arguments)
+        if not rows and arguments.get("symbol") and arguments.get("category") != "option":
+            # A market without a position is listed where it is asked for by name: its leverage is there.
+            market = self.exchange.market(str(arguments["symbol"]), "swap")
+            rows = [self._position(account.visible(), market, "net", Position(Decimal(0), Decimal(0)), isolated=False)]
         begin, limit = int(arguments.get("cursor") or 0), min(int(arguments.get("limit") or 20), self.page_rows)
         more = begin + limit < len(rows)
         result = {"category": arguments.get("category"), "list": rows[begin : begin + limit]}
@@ -151,61 +196,30 @@ class Bybit:
             settle = market.base if market.inverse else market.quote
             wanted = (category, arguments.get("settleCoin", settle), arguments.get("symbol", market.id))
             if wanted == (_category(market), settle, market.id):
-                rows.append(self._position(market, slot, position, isolated=isolated))
+                rows.append(self._position(visible, market, slot, position, isolated=isolated))
                 if visible.blank_sides and slot != "net":
                     empty = dict.fromkeys(_BLANK_FIELDS, "")
-                    rows.append({**rows[-1], **empty, "positionIdx": 3 - _IDX[slot]})
+                    rows.append({**rows[-1], **empty, "positionIdx": 3 - IDX[slot]})
         return rows
 
-    def _position(self, market: Market, slot: Slot, position: Position, *, isolated: bool) -> dict[str, Any]:
+    def _position(
+        self, account: Account, market: Market, slot: Slot, position: Position, *, isolated: bool
+    ) -> dict[str, Any]:
         mark = self.exchange.prices[market.base]
-        size = abs(position.quantity)
+        size, leverage = abs(position.quantity), account.leverage(market.symbol)
+        side = "Buy" if position.quantity > 0 else "Sell" if position.quantity else ""
         with exact_arithmetic():
             profit = market.profit(position.quantity, position.entry_price, mark)
-            value, margin = market.worth(size, position.entry_price), market.worth(size, mark) / LEVERAGE
+            value, margin = market.worth(size, position.entry_price), market.worth(size, mark) / leverage
+        liquidation = liquidation_price(market, position, leverage, isolated=isolated)
         return {
-            "positionIdx": _IDX[slot], "symbol": market.id, "side": "Buy" if position.quantity > 0 else "Sell",
+            "positionIdx": IDX[slot], "symbol": market.id, "side": side,
             "size": text_of(size), "avgPrice": text_of(position.entry_price), "positionValue": text_of(value),
-            "markPrice": text_of(mark), "leverage": str(LEVERAGE), "unrealisedPnl": text_of(profit),
-            "positionIM": text_of(margin), "positionMM": "0", "liqPrice": "", "positionStatus": "Normal",
+            "markPrice": text_of(mark), "leverage": text_of(leverage), "unrealisedPnl": text_of(profit),
+            "positionIM": text_of(margin), "positionMM": "0",
+            "liqPrice": "" if liquidation is None else text_of(liquidation), "positionStatus": "Normal",
             "tradeMode": int(isolated), "createdTime": str(now_ms()), "updatedTime": str(now_ms()),
         }  # fmt: skip
-
-    def _create(self, account: Account, request: ExchangeRequest) -> Any:
-        arguments = request.arguments
-        kind: Literal["spot", "swap"] = "spot" if arguments.get("category") == "spot" else "swap"
-        market = self.exchange.market(str(arguments.get("symbol")), kind)
-        side: Literal["buy", "sell"] = "buy" if arguments.get("side") == "Buy" else "sell"
-        is_market = arguments.get("orderType") == "Market"
-        quantity = decimal_of(arguments, "qty")
-        if kind == "spot" and is_market and side == "buy" and arguments.get("marketUnit") != "baseCoin":
-            with exact_arithmetic():
-                quantity = quantity / self.exchange.prices[market.base] // market.step * market.step
-        slots: dict[int, Slot] = {0: "net", 1: "long", 2: "short"}
-        order = self.exchange.place(
-            account, market, side, "market" if is_market else "limit", quantity,
-            price=None if is_market else decimal_of(arguments, "price"),
-            slot=slots.get(int(arguments.get("positionIdx", 0)), "net"),
-            reduce_only=arguments.get("reduceOnly") is True, client_id=str(arguments.get("orderLinkId", "")),
-        )  # fmt: skip
-        return _success({"orderId": order.id, "orderLinkId": order.client_id})
-
-    def _cancel(self, account: Account, request: ExchangeRequest) -> Any:
-        order = self.exchange.order(account, request.arguments.get("orderId"), request.arguments.get("orderLinkId"))
-        self.exchange.cancel(order)
-        return _success({"orderId": order.id, "orderLinkId": order.client_id})
-
-    def _orders(self, account: Account, request: ExchangeRequest) -> Any:
-        arguments = request.arguments
-        rows = [
-            _order(order)
-            for order in account.orders.values()
-            if order.market.kind == ("spot" if arguments.get("category") == "spot" else "swap")
-            and arguments.get("orderId", order.id) == order.id
-            and arguments.get("orderLinkId", order.client_id) == order.client_id
-            and arguments.get("symbol", order.market.id) == order.market.id
-        ]
-        return _success({"category": arguments.get("category"), "list": rows, "nextPageCursor": ""})
 
 
 def _success(result: Any) -> dict[str, Any]:
@@ -239,19 +253,3 @@ def _instrument(market: Market) -> dict[str, Any]:
             "lotSizeFilter": {**bounds, "qtyStep": text_of(market.step),
                               "maxMktOrderQty": text_of(market.max_market_qty),
                               "minNotionalValue": text_of(market.min_notional)}}  # fmt: skip
-
-
-def _order(order: Order) -> dict[str, Any]:
-    with exact_arithmetic():
-        left = order.quantity - order.filled
-    state = "PartiallyFilled" if order.state == "open" and order.filled else _STATES[order.state]
-    row: dict[str, Any] = {
-        "orderId": order.id, "orderLinkId": order.client_id, "symbol": order.market.id, "orderStatus": state,
-        "side": order.side.capitalize(), "orderType": order.kind.capitalize(), "qty": text_of(order.quantity),
-        "price": text_of(order.price or Decimal(0)), "avgPrice": text_of(order.average) if order.filled else "",
-        "cumExecQty": text_of(order.filled), "cumExecValue": text_of(order.cost), "leavesQty": text_of(left),
-        "cumExecFee": text_of(order.fee), "cumFeeDetail": {order.fee_asset: text_of(order.fee)},
-        "timeInForce": "IOC" if order.kind == "market" else "GTC", "reduceOnly": order.reduce_only,
-        "positionIdx": _IDX[order.slot], "createdTime": str(order.created_ms), "updatedTime": str(order.updated_ms),
-    }  # fmt: skip
-    return {**row, "marketUnit": "baseCoin"} if order.market.kind == "spot" else {**row, "tpslMode": ""}

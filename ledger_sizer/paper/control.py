@@ -129,17 +129,35 @@ class PaperControl:
         """Serve the present balances and positions until called with `stale=False`, whatever changes."""
         self._post("stale", stale=stale)
 
-    def fills(self, *, at_once: bool) -> None:
-        """Fill orders at once, or keep them open until `fill` or until this is switched on again."""
-        self._post("fills", at_once=at_once)
+    def fills(
+        self, *, at_once: bool, kind: str | None = None, side: str | None = None, symbol: str | None = None
+    ) -> None:
+        """Fill orders at once, or keep them open until `fill` or until this is switched on again.
+
+        kind: keep `market` or `limit` orders open only; side: `buy` or `sell` only; symbol: of this market only. Each
+        call keeps more of them; `at_once=True` fills all again.
+        """
+        self._post("fills", at_once=at_once, kind=kind, side=side, symbol=symbol)
+
+    def cancel(self, order_id: str) -> None:
+        """Cancel an open order, as the exchange or a person at its website does."""
+        self._post("cancel", order_id=order_id)
+
+    def reject(self, reason: str = "insufficient", *, times: int = 1) -> None:
+        """Refuse the next orders. reason: one of `actions.REJECTIONS`."""
+        self._post("reject", reason=reason, times=times)
+
+    def funding_rate(self, symbol: str, rate: Decimal) -> None:
+        """Set the funding rate of a contract, a fraction per 8 hours. Only `funding` pays."""
+        self._post("funding-rate", symbol=symbol, rate=str(rate))
 
     def fill(self, order_id: str, quantity: Decimal | None = None) -> None:
         """Fill an open order, or `quantity` base units of it."""
         self._post("fill", order_id=order_id, quantity=quantity and str(quantity))
 
-    def fault(self, kind: str, path: str = "", *, times: int | None = 1, seconds: float = 5) -> None:
+    def fault(self, kind: str, path: str = "", *, times: int | None = 1, seconds: float = 5, method: str = "") -> None:
         """Inject a fault into the next `times` requests whose path contains `path` (see `faults.Fault`)."""
-        self._post("fault", kind=kind, path=path, times=times, seconds=seconds)
+        self._post("fault", kind=kind, path=path, times=times, seconds=seconds, method=method)
 
     def clear_faults(self) -> None:
         """Remove all pending faults."""

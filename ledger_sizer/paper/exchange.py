@@ -9,17 +9,47 @@ import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from decimal import Decimal
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ledger_sizer.model.units import exact_arithmetic, floor_to_step
-from ledger_sizer.paper.accounts import LEVERAGE, Account, Order, Position, RequestRefused, Side, Slot, Wallet, now_ms
+from ledger_sizer.paper.accounts import (
+    Account,
+    Order,
+    Position,
+    RequestRefused,
+    Side,
+    Slot,
+    Trigger,
+    Wallet,
+    now_ms,
+)
+from ledger_sizer.paper.candles import Prices
 from ledger_sizer.paper.markets import PRICES, QUOTE, Market, Venue, markets_of
+
+LEVERAGE_MAX = 100
+FUNDING_RATE = Decimal("0.0001")
+"""The funding rate of a contract for which none was set."""
+
+
+class HeldBack(NamedTuple):
+    """Orders that stay open until they are filled one by one. None: of every kind, side or market."""
+
+    kind: str | None = None
+    side: str | None = None
+    symbol: str | None = None
+
+    def has(self, order: Order) -> bool:
+        """Whether it holds back this order."""
+        wanted = (order.kind, order.side, order.market.symbol)
+        return all(ours in (None, theirs) for ours, theirs in zip(self, wanted, strict=True))
 
 
 class PaperExchange:
     """One paper exchange. Fee rates are fractions of a fill; a spot buy pays its fee in the base asset.
 
     ended: markets that are listed no more, in which positions may be left. maintenance: private calls are refused.
+    held_back: orders that do not fill by themselves. rejections: why the next orders are refused, one reason each.
+    fee_rates: by kind of market. funding_rates: by symbol, FUNDING_RATE where none was set.
     """
 
     def __init__(
@@ -27,13 +57,15 @@ class PaperExchange:
     ) -> None:
         self.venue = venue
         self.markets = {market.symbol: market for market in markets_of(venue)}
-        self.prices = dict(PRICES)
+        self.prices = Prices(PRICES)
         self.accounts: dict[str, Account] = {}
         self.ended: dict[str, Market] = {}
         self.unified = venue != "binance"
-        self.fills_at_once = True
+        self.held_back: list[HeldBack] = []
+        self.rejections: list[str] = []
+        self.funding_rates: dict[str, Decimal] = {}
         self.maintenance = False
-        self._fee_rates = {"spot": spot_fee_rate, "swap": swap_fee_rate}
+        self.fee_rates = {"spot": spot_fee_rate, "swap": swap_fee_rate}
         self._order_ids = itertools.count(1_000_001)
 
     # --- accounts --------------------------------------------------------------------------------
@@ -49,6 +81,34 @@ class PaperExchange:
         account = self.accounts[api_key] = Account(api_key, secret, passphrase, hedged, wallets)
         return account
 
+    @property
+    def fills_at_once(self) -> bool:
+        """Whether orders that the price reaches fill by themselves, all of them."""
+        return not self.held_back
+
+    def funding_rate(self, market: Market) -> Decimal:
+        """Return the present funding rate of a contract, a fraction per funding interval."""
+        return self.funding_rates.get(market.symbol, FUNDING_RATE)
+
+    def coins(self) -> list[str]:
+        """Return the coins that markets here are of or quoted in."""
+        return sorted({coin for market in self.markets.values() for coin in (market.base, market.quote)})
+
+    def set_leverage(self, account: Account, market: Market, leverage: Decimal) -> None:
+        """Set the leverage of a contract. Raises `RequestRefused` outside 1 to LEVERAGE_MAX, and for no change."""
+        if not 1 <= leverage <= LEVERAGE_MAX or market.kind != "swap":
+            raise RequestRefused("bad_request", f"leverage of {market.symbol} must be 1 to {LEVERAGE_MAX}")
+        if account.leverage(market.symbol) == leverage and self.venue == "bybit":
+            raise RequestRefused("no_change", "leverage not modified")
+        account.leverages[market.symbol] = leverage
+
+    def set_hedged(self, account: Account, *, hedged: bool) -> None:
+        """Set hedge or one-way mode. Raises `RequestRefused` when the account has positions or open contract orders."""
+        orders = [one for one in account.orders.values() if one.state == "open" and one.market.kind == "swap"]
+        if account.held() or orders:
+            raise RequestRefused("mode_in_use", "there are positions or orders")
+        account.hedged = hedged
+
     def market_of(self, symbol: str) -> Market:
         """Return a listed or an ended market."""
         return self.markets.get(symbol) or self.ended[symbol]
@@ -61,7 +121,7 @@ class PaperExchange:
         """Return the margin of the positions that a wallet carries, by asset."""
         with exact_arithmetic():
             return self._sums(account, wallet, lambda market, one: (
-                market.worth(abs(one.quantity), self.prices[market.base]) / LEVERAGE
+                market.worth(abs(one.quantity), self.prices[market.base]) / account.leverage(market.symbol)
             ))  # fmt: skip
 
     def unrealized(self, account: Account, wallet: Wallet) -> defaultdict[str, Decimal]:
@@ -116,20 +176,32 @@ class PaperExchange:
         slot: Slot = "net",
         reduce_only: bool = False,
         client_id: str = "",
+        time_in_force: str = "GTC",
+        trigger: Trigger | None = None,
+        isolated: bool = False,
     ) -> Order:
         """Accept an order, and fill it if it can be filled now. Raises `RequestRefused` when it is not accepted."""
+        if self.rejections:
+            raise RequestRefused(self.rejections.pop(0), "rejected")
         self._require_rules(account, market, side, kind, quantity, price, slot, client_id)
-        if market.kind == "swap":
-            quantity = self._reducible_quantity(account, market, side, slot, quantity) if reduce_only else quantity
-        reach = price if kind == "limit" and price is not None else self.prices[market.base]
-        if not reduce_only:
-            self._require_funds(account, market, side, slot, quantity, reach)
-        created_ms = now_ms()
-        order_id = str(next(self._order_ids))
+        if trigger and trigger.reached(self.prices[market.base]):
+            raise RequestRefused("would_trigger", f"the price {self.prices[market.base]} is past {trigger.price}")
+        held = account.book(isolated=isolated).get((market.symbol, slot))
+        if market.kind == "swap" and reduce_only:
+            quantity = self._reducible_quantity(market, held, side, quantity)
+        elif not reduce_only:
+            reach = trigger.price if trigger else self.prices[market.base]
+            reach = price if kind == "limit" and price is not None else reach
+            self._require_funds(account, market, held, side, slot, quantity, reach)
         order = Order(
-            order_id, client_id, market, side, kind, quantity, price, slot, reduce_only, created_ms, created_ms
-        )
+            str(next(self._order_ids)), client_id, market, side, kind, quantity, price, slot, reduce_only,
+            created_ms=now_ms(), updated_ms=now_ms(), time_in_force=time_in_force, trigger=trigger, isolated=isolated,
+        )  # fmt: skip
         account.orders[order.id] = order
+        if not order.waits and kind == "limit":
+            order.expired = time_in_force in ("IOC", "FOK", "PO") and self._is_reached(order) == (time_in_force == "PO")
+        if order.expired:
+            self.cancel(order)
         self._fill_if_reached(account, order)
         return order
 
@@ -161,23 +233,21 @@ class PaperExchange:
         if client_id and any(order.client_id == client_id for order in account.orders.values()):
             raise RequestRefused("duplicate", f"client order id {client_id!r} was used before")
 
-    def _reducible_quantity(
-        self, account: Account, market: Market, side: Side, slot: Slot, quantity: Decimal
-    ) -> Decimal:
-        held = account.positions.get((market.symbol, slot))
+    def _reducible_quantity(self, market: Market, held: Position | None, side: Side, quantity: Decimal) -> Decimal:
         if held is None or (held.quantity > 0) == (side == "buy"):
             raise RequestRefused("reduce_only", f"there is nothing to reduce in {market.symbol}")
         return min(quantity, abs(held.quantity))
 
     def _require_funds(
-        self, account: Account, market: Market, side: Side, slot: Slot, quantity: Decimal, price: Decimal
-    ) -> None:
+        self, account: Account, market: Market, held: Position | None, side: Side, slot: Slot, quantity: Decimal,
+        price: Decimal,
+    ) -> None:  # fmt: skip
         with exact_arithmetic():
             if market.kind == "swap":
-                held = account.positions.get((market.symbol, slot))
                 signed_quantity = held.quantity if held else Decimal(0)
                 after = signed_quantity + (quantity if side == "buy" else -quantity)
-                needed, asset = max(abs(after) - abs(signed_quantity), Decimal(0)) * price / LEVERAGE, QUOTE
+                more = max(abs(after) - abs(signed_quantity), Decimal(0))
+                needed, asset = more * price / account.leverage(market.symbol), QUOTE
                 if (slot == "long" and after < 0) or (slot == "short" and after > 0):
                     raise RequestRefused("reduce_only", f"the {slot} position of {market.symbol} is smaller than that")
             else:
@@ -201,18 +271,50 @@ class PaperExchange:
         order.state = "canceled"
         order.updated_ms = now_ms()
 
-    def _fill_if_reached(self, account: Account, order: Order) -> None:
+    def change(
+        self, account: Account, order: Order, quantity: Decimal | None, price: Decimal | None, trigger: Decimal | None
+    ) -> None:
+        """Change an open order's quantity, limit or trigger. Raises `RequestRefused`."""
+        quantity = order.quantity if quantity is None else quantity
+        limit = order.price if price is None else price
+        if quantity <= order.filled or floor_to_step(quantity, order.market.step) != quantity:
+            raise RequestRefused("lot_size", f"quantity {quantity} is filled or no multiple of {order.market.step}")
+        order.quantity, order.price, order.updated_ms = quantity, limit, now_ms()
+        if order.trigger and trigger is not None:
+            order.trigger = order.trigger._replace(price=trigger)
+        self._fill_if_reached(account, order)
+
+    def _is_reached(self, order: Order) -> bool:
+        """Whether the present price fills an order."""
         price = self.prices[order.market.base]
-        reached = (
+        return (
             order.price is None or order.kind == "market"
             or (price <= order.price if order.side == "buy" else price >= order.price)
         )  # fmt: skip
-        if order.state == "open" and reached and self.fills_at_once:
+
+    def _fill_if_reached(self, account: Account, order: Order) -> None:
+        if order.waits and order.trigger and order.trigger.reached(self.prices[order.market.base]):
+            self.start(account, order)
+        if order.state != "open" or order.waits or any(one.has(order) for one in self.held_back):
+            return
+        if self._is_reached(order):
             self.fill(account, order, order.quantity - order.filled)
 
+    def start(self, account: Account, order: Order) -> None:
+        """Turn a stop order into the order that it holds. It ends when it may only reduce, and nothing is left."""
+        order.triggered, order.updated_ms = True, now_ms()
+        if order.reduce_only and order.market.kind == "swap":
+            held = account.book(isolated=order.isolated).get((order.market.symbol, order.slot))
+            try:
+                order.quantity = self._reducible_quantity(order.market, held, order.side, order.quantity)
+            except RequestRefused:
+                self.cancel(order)
+
     def fill(self, account: Account, order: Order, quantity: Decimal) -> None:
-        """Fill `quantity` base units of an order at the present price, at most what is left of it."""
+        """Fill `quantity` base units of an order, at most what is left of it: at the present price, or at its limit."""
         price = self.prices[order.market.base]
+        if order.price is not None and not self._is_reached(order):
+            price = order.price
         quantity = min(quantity, order.quantity - order.filled)
         with exact_arithmetic():
             cost = quantity * price
@@ -221,7 +323,7 @@ class PaperExchange:
             order.updated_ms = now_ms()
             order.state = "filled" if order.filled == order.quantity else "open"
             signed_quantity = quantity if order.side == "buy" else -quantity
-            rate = self._fee_rates[order.market.kind]
+            rate = self.fee_rates[order.market.kind]
             wallet = account.wallet(self.wallet_of(order.market))
             if order.market.kind == "spot":
                 wallet[order.market.base] += signed_quantity
@@ -229,7 +331,7 @@ class PaperExchange:
                 order.fee_asset = order.market.base if order.side == "buy" else QUOTE
                 fee = (quantity if order.side == "buy" else cost) * rate
             else:
-                self.move_position(account, order.market, order.slot, signed_quantity)
+                self.move_position(account, order.market, order.slot, signed_quantity, price, isolated=order.isolated)
                 fee = cost * rate
             paid = account.fee_asset and cost * rate / self.prices[account.fee_asset]
             if account.fee_asset and paid and wallet[account.fee_asset] >= paid:
@@ -241,10 +343,11 @@ class PaperExchange:
         )
 
     def move_position(
-        self, account: Account, market: Market, slot: Slot, signed_quantity: Decimal, *, isolated: bool = False
-    ) -> None:
-        """Add to, reduce or turn a derivative position at the present price; book the profit or loss in the wallet."""
-        price, book = self.prices[market.base], account.isolated if isolated else account.positions
+        self, account: Account, market: Market, slot: Slot, signed_quantity: Decimal, price: Decimal | None = None,
+        *, isolated: bool = False,
+    ) -> None:  # fmt: skip
+        """Add to, reduce or turn a derivative position; book the profit or loss. price: the present one."""
+        price, book = price or self.prices[market.base], account.book(isolated=isolated)
         held = book.get((market.symbol, slot)) or Position(Decimal(0), price)
         with exact_arithmetic():
             after = held.quantity + signed_quantity

@@ -20,6 +20,7 @@ from ledger_sizer.paper import actions, control
 from ledger_sizer.paper.accounts import RequestRefused
 from ledger_sizer.paper.binance import Binance
 from ledger_sizer.paper.bybit import Bybit
+from ledger_sizer.paper.client_config import ccxt_config
 from ledger_sizer.paper.exchange import PaperExchange
 from ledger_sizer.paper.faults import Faults, LostConnection, respond_with_fault
 from ledger_sizer.paper.http import Dialect, ExchangeRequest, ExchangeResponse, respond
@@ -51,11 +52,12 @@ class Venues:
             )  # fmt: skip
             self.dialects[venue] = _DIALECTS[venue](exchange)
         self.faults: Mapping[str, Faults] = {venue: Faults() for venue in VENUES}
-        methods = ["GET", "POST", "DELETE"]
+        methods = ["GET", "POST", "PUT", "DELETE"]
         self.app = Starlette(
             routes=[
                 Route("/paper", self._overview),
                 Route("/paper/{venue}", self._state),
+                Route("/paper/{venue}/ccxt-config", self._ccxt_config),
                 Route("/paper/{venue}/{action}", self._control, methods=["POST"]),
                 Route("/{path:path}", self._exchange_route, methods=methods),
             ]
@@ -75,6 +77,12 @@ class Venues:
             if venue in self.dialects
             else _error_response(404, f"no venue {venue!r}")
         )
+
+    def _ccxt_config(self, request: Request) -> Response:
+        venue = request.path_params["venue"]
+        if venue not in VENUES:
+            return _error_response(404, f"no venue {venue!r}")
+        return JSONResponse(ccxt_config(venue, str(request.base_url).rstrip("/")))
 
     async def _control(self, request: Request) -> Response:
         venue, action = request.path_params["venue"], request.path_params["action"]
@@ -97,7 +105,7 @@ class Venues:
         for venue, dialect in self.dialects.items():
             route = (call.method, call.path)
             if route in dialect.public or route in dialect.private:
-                fault = self.faults[venue].next_for(call.path)
+                fault = self.faults[venue].next_for(call.method, call.path)
                 try:
                     return await respond_with_fault(dialect, call, fault, partial(_respond, dialect, call))
                 except LostConnection:

@@ -21,6 +21,7 @@ from ledger_sizer.rules.guards import require_allowed, require_declared_before
 from ledger_sizer.rules.policy import Policy
 from ledger_sizer.rules.positions import expire
 from ledger_sizer.rules.repeats import BatchDenials
+from ledger_sizer.rules.settling import SettleTask, steps
 from ledger_sizer.rules.state import PortfolioState, Verdict
 from ledger_sizer.rules.trace import group_text, trace_text
 
@@ -48,6 +49,7 @@ class Group(NamedTuple):
 
     caller: who sends them.
     sweep: a portfolio whose expired holds are freed even without a command; the answer then lists the expiries.
+    settle: a bot's book; the commands follow from the state, and the answer lists their decisions.
     fence: the lease that must be held in the transaction that commits the group.
     request_id: id of the request in the caller's log. Only the commit's log lines repeat it.
     """
@@ -55,6 +57,7 @@ class Group(NamedTuple):
     commands: Sequence[AnyCommand]
     atomic: bool = False
     sweep: str | None = None
+    settle: SettleTask | None = None
     request_id: str | None = None
     fence: Fence | None = None
     caller: Caller = EMBEDDED
@@ -81,6 +84,8 @@ def decide_batch(
     for group in groups:
         if group.sweep is not None:
             results.append([record.decision() for record in freed.get(group.sweep, ())])
+        elif group.settle is not None:
+            results.append(_answer_settle(states, group, group.settle, now_us, policy))
         elif group.atomic:
             results.append(_answer_atomic(states, group, now_us, policy, own_hashes))
             if denials is not None:
@@ -157,17 +162,9 @@ def _answer(
         asked, denial = repeated
         same = denial.reference == command.reference and _same_request(asked, request)
         return denial.decision(replayed=True) if same else _key_reused(denial, caller)
-    try:
-        require_allowed(state, command, caller, policy)
-        verdict = decide(state, command, now_us, policy)
-    except LedgerError as error:
-        return error
-    except Exception as error:  # noqa: BLE001 - a defect, which the caller logs
-        # A defect met by one command must not fail the batch. Rules are pure, so the state is unchanged.
-        defect = InternalError(f"{command.verb} {command.key!r} met a defect and had no effect; see the log")
-        defect.__cause__ = error
-        defect.log_fields = {"command": command.verb, "key": command.key, "portfolio": command.portfolio}
-        return defect
+    verdict = _decided(state, command, now_us, policy, caller)
+    if isinstance(verdict, LedgerError):
+        return verdict
     if denials is not None and verdict.outcome == "denied":
         denial_again = denials.repeated(command, caller, request, verdict, now_us)
         if denial_again is not None:
@@ -179,6 +176,45 @@ def _answer(
         for other in states.values():
             other.desk_status = state.scope(PORTFOLIO_SCOPE).status
     return record.decision()
+
+
+def _decided(
+    state: PortfolioState, command: AnyCommand, now_us: int, policy: Policy, caller: Caller
+) -> Verdict | LedgerError:
+    try:
+        require_allowed(state, command, caller, policy)
+        return decide(state, command, now_us, policy)
+    except LedgerError as error:
+        return error
+    except Exception as error:  # noqa: BLE001 - a defect, which the caller logs
+        # A defect met by one command must not fail the batch. Rules are pure, so the state is unchanged.
+        defect = InternalError(f"{command.verb} {command.key!r} met a defect and had no effect; see the log")
+        defect.__cause__ = error
+        defect.log_fields = {"command": command.verb, "key": command.key, "portfolio": command.portfolio}
+        return defect
+
+
+def _answer_settle(
+    states: Mapping[str, PortfolioState], group: Group, task: SettleTask, now_us: int, policy: Policy
+) -> list[Result]:
+    """Decide one step after the other. One that is refused does not affect the others."""
+    state = states.get(task.request.portfolio)
+    if state is None:
+        return []
+    now_us = state.decision_time(now_us)
+    results: list[Result] = []
+    try:
+        for key, command in steps(state, task, now_us):
+            verdict = _decided(state, command, now_us, policy, group.caller)
+            if isinstance(verdict, LedgerError):
+                results.append(verdict)
+                continue
+            request = command.request_text()
+            record = state.apply(command.verb, key, request, verdict, now_us, group.caller, command.reference)
+            results.append(record.decision())
+    except LedgerError as error:  # the book names a position that is not the bot's
+        results.append(error)
+    return results
 
 
 def _note_all(denials: BatchDenials, group: Group, results: Sequence[Result]) -> None:

@@ -63,6 +63,8 @@ class PortfolioState:
     so that it must still be so when the decision is stored.
     loaded_seq, loaded_hash: the head before the batch. scopes_known: names whose row, or absence, is known. shared:
     names of all shared scopes (see `ScopeState.shared`) of the portfolio, in order; these are always loaded.
+    granted_lately: numbers of positions that were granted more, or longer, after the book of a settle was read; loaded
+    for that alone.
     next_expiry_us: no hold outside `positions` expires before this time; if it has passed, more holds are overdue than
     were loaded. may_expire: whether `positions` may have
     overdue holds; False for a cached state, which is used only while it has none.
@@ -74,6 +76,7 @@ class PortfolioState:
         "desk_status",
         "dirty_positions",
         "dirty_scopes",
+        "granted_lately",
         "id",
         "last_hash",
         "last_seq",
@@ -112,6 +115,7 @@ class PortfolioState:
         self.may_expire = True
         self.desk_status: Status = "active"
         self.asks_desk = False
+        self.granted_lately: set[int] = set()
         self.loaded_seq = last_seq
         self.loaded_hash = last_hash
 
@@ -309,6 +313,7 @@ class PortfolioState:
         self.dirty_scopes.clear()
         self.dirty_positions.clear()
         self.administered.clear()
+        self.granted_lately.clear()
         self.asks_desk = False
         self.loaded_seq, self.loaded_hash = self.last_seq, self.last_hash
         self.may_expire = False

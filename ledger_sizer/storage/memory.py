@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from sqlalchemy import Engine
 
 from ledger_sizer.model.choices import Status
+from ledger_sizer.model.command_base import SYSTEM_KEY_PREFIX
 from ledger_sizer.model.decisions import GENESIS_HASH
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.names import DESK
 from ledger_sizer.model.scope_settings import ScopeSettings
-from ledger_sizer.model.tags import PORTFOLIO_SCOPE
+from ledger_sizer.model.tags import PORTFOLIO_SCOPE, Tags
 from ledger_sizer.rules.scope_state import ScopeState
+from ledger_sizer.rules.settling import carries_all
 from ledger_sizer.rules.state import PortfolioState
 from ledger_sizer.storage.clock import ClockGuard
 from ledger_sizer.storage.memory_database import MemoryDatabase
@@ -29,6 +31,7 @@ from ledger_sizer.storage.write_store import (
     PortfolioChanges,
     PortfolioNeed,
     StaleState,
+    changed_lately,
     changes_of,
     expiries_per_portfolio,
 )
@@ -38,15 +41,16 @@ class _Book(PortfolioState):
     """All of one portfolio: every record by key, every position, every scope.
 
     The loaded head, the new decisions and what is dirty are those of the database for reads: what it does not have yet.
-    expiries: (expires_us, number) of every pending position, in order; and of some that are pending no more, or end at
-    another time.
+    live: numbers of the live positions. expiries: (expires_us, number) of every pending position, in order; and of some
+    that are pending no more, or end at another time.
     """
 
-    __slots__ = ("expiries",)
+    __slots__ = ("expiries", "live")
 
     def __init__(self, id_: int, name: str) -> None:
         super().__init__(id_, name, 0, GENESIS_HASH, 0)
         self.expiries: list[tuple[int, int]] = []
+        self.live: set[int] = set()
 
     def add(self, change: PortfolioChanges) -> None:
         """Add a committed batch. To add it again, after an interrupt in the middle, does no harm."""
@@ -78,6 +82,7 @@ class _Book(PortfolioState):
         else:
             self.add_position(position)
         self.dirty_positions.add(position.number)
+        (self.live.add if position.live else self.live.discard)(position.number)
         if position.expires_us is not None and position.pending:
             self._add_expiry((position.expires_us, position.number))
 
@@ -104,6 +109,28 @@ class _Book(PortfolioState):
             due.append(position)
         del self.expiries[:outdated]
         return due, next_us
+
+    def of_tags(self, tags: Tags) -> list[Position]:
+        """Return the live positions that have all these tags."""
+        live = [self.positions[number] for number in self.live]
+        return [position for position in live if carries_all(position.tags, tags)]
+
+    def granted_since(self, as_of_us: int, numbers: Sequence[int]) -> set[int]:
+        """Return those of these positions that a caller was granted more of, or longer, after this time."""
+        found: set[int] = set()
+        if numbers:
+            for record in reversed(self.records.values()):
+                if record.decided_us <= as_of_us:
+                    break
+                granted = record.command in ("reserve", "extend") and record.outcome == "granted"
+                if (
+                    granted
+                    and not record.key.startswith(SYSTEM_KEY_PREFIX)
+                    and record.position is not None
+                    and record.position in numbers
+                ):
+                    found.add(record.position)
+        return found
 
     def mark_stored(self) -> None:
         """Note that the database for reads has everything."""
@@ -244,6 +271,8 @@ def _loaded(book: _Book, need: PortfolioNeed, now_us: int, expiries_max: int) ->
     for origin in need.origins:
         numbers.update(book.late_fills.get(origin, ()))
     positions += [book.positions[number] for number in numbers if number in book.positions]
+    if need.settle is not None:
+        positions += book.of_tags(need.settle.tags)
     scopes = set(need.scopes)
     for position in positions:
         state.add_position(position)
@@ -254,4 +283,7 @@ def _loaded(book: _Book, need: PortfolioNeed, now_us: int, expiries_max: int) ->
             counters = scope.held_e8, scope.open_e8
             state.add_scope(ScopeState(name, scope.settings, *counters, stored=counters))
     state.scopes_known = scopes
+    if need.settle is not None:
+        as_of_us = need.settle.as_of_us(state.decision_time(now_us))
+        state.granted_lately = book.granted_since(as_of_us, changed_lately(state, as_of_us))
     return state

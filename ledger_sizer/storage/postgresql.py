@@ -31,6 +31,7 @@ from ledger_sizer.storage.write_store import (
     FenceLost,
     PortfolioChanges,
     PortfolioNeed,
+    changed_lately,
     counters_row,
     expiries_per_portfolio,
     new_portfolio_row,
@@ -39,6 +40,7 @@ from ledger_sizer.storage.write_store import (
     record_from_row,
     scope_from_row,
     scope_row,
+    tag_filter,
 )
 
 _PIPELINE_CHARACTERS_MAX = 100_000
@@ -126,8 +128,32 @@ class PostgresStore:
             states[portfolio_id].next_expiry_us = expiry_us
         for state in states.values():
             state.desk_status = desk_status
-        self._fill_states(connection, states, requested, positions or (), decisions or (), scopes or ())
+        positions = [*(positions or ()), *self._tagged(connection, needs, ids)]
+        self._fill_states(connection, states, requested, positions, decisions or (), scopes or ())
+        self._find_granted_lately(connection, needs, ids, states, found_us)
         return {state.name: state for state in states.values()}, found_us
+
+    def _tagged(
+        self, connection: psycopg.Connection[Any], needs: Mapping[str, PortfolioNeed], ids: Mapping[str, int]
+    ) -> Sequence[Sequence[Any]]:
+        """Return the rows of the live positions that a settle is about."""
+        found: list[Sequence[Any]] = []
+        for name, need in needs.items():
+            if need.settle is not None and name in ids:
+                asked = {"id": ids[name], "tags": tag_filter(need.settle.tags)}
+                found += connection.execute(sql.BY_TAGS, asked).fetchall()[0][0] or ()
+        return found
+
+    def _find_granted_lately(
+        self, connection: psycopg.Connection[Any], needs: Mapping[str, PortfolioNeed], ids: Mapping[str, int],
+        states: Mapping[int, PortfolioState], now_us: int,
+    ) -> None:  # fmt: skip
+        for name, need in needs.items():
+            if need.settle is not None and name in ids:
+                state = states[ids[name]]
+                as_of_us = need.settle.as_of_us(state.decision_time(now_us))
+                asked = {"id": state.id, "as_of_us": as_of_us, "numbers": changed_lately(state, as_of_us)}
+                state.granted_lately = {row[0] for row in connection.execute(sql.GRANTED_LATELY, asked)}
 
     def _portfolio_ids(
         self, connection: psycopg.Connection[Any], needs: dict[str, PortfolioNeed]

@@ -82,6 +82,20 @@ Those take the same lock, shared, in `ledger_desk_status()` (see migration 0010)
 portfolios. So a batch about the desk takes it after its rows too, or each would wait for what the other holds.
 """
 
+_TAGGED = """SELECT q.* FROM positions q WHERE q.portfolio_id = %(id)s AND {live} AND NOT EXISTS (
+    SELECT 1 FROM json_array_elements(%(tags)s) AS tag WHERE strpos(q.tags, tag ->> 0) = 0
+        AND (strpos(q.tags, tag ->> 1) = 0 OR strpos(q.tags, tag ->> 2) = 0))"""
+_LIVE = ("q.state = 'open'", f"{PENDING} AND q.state = 'held'")
+BY_TAGS = (
+    f"SELECT {_array('q', POSITION_COLUMNS)} FROM ({' UNION ALL '.join(_TAGGED.format(live=one) for one in _LIVE)}) q"
+)
+"""Live positions that may have all the tags of a `tag_filter`."""
+
+GRANTED_LATELY = """SELECT DISTINCT position FROM decisions WHERE portfolio_id = %(id)s AND seq > COALESCE((
+    SELECT seq FROM decisions WHERE portfolio_id = %(id)s AND decided_us <= %(as_of_us)s ORDER BY seq DESC LIMIT 1
+), 0) AND command IN ('reserve', 'extend') AND outcome = 'granted' AND left(key, 7) <> 'ledger:'
+    AND position = ANY(%(numbers)s::bigint[])"""
+
 _NAMED_SCOPES = (
     "json_to_recordset(%(scopes)s) AS n(p bigint, k text) JOIN scopes s ON s.portfolio_id = n.p AND s.scope = n.k"
 )

@@ -32,10 +32,12 @@ from ledger_sizer.storage.write_store import (
     FenceLost,
     PortfolioChanges,
     PortfolioNeed,
+    changed_lately,
     expiries_per_portfolio,
     position_from_row,
     record_from_row,
     scope_from_row,
+    tag_filter,
 )
 
 _HEAD = "SELECT id, name, last_seq, last_hash, last_us FROM portfolios WHERE name = ?"
@@ -44,6 +46,21 @@ _NEXT_ID = "SELECT COALESCE(max(id), 0) + 1 FROM portfolios"
 _POSITIONS = f"SELECT {', '.join(POSITION_COLUMNS)} FROM positions WHERE portfolio_id = ?"
 _BY_NUMBER = f"{_POSITIONS} AND number IN (SELECT value FROM json_each(?))"
 _BY_ORIGIN = f"{_POSITIONS} AND origin IN (SELECT value FROM json_each(?)) AND origin IS NOT NULL"
+_TAGGED_HERE = (
+    "NOT EXISTS (SELECT 1 FROM json_each(?2) AS tag WHERE instr(tags, tag.value ->> 0) = 0 "
+    "AND (instr(tags, tag.value ->> 1) = 0 OR instr(tags, tag.value ->> 2) = 0))"
+)
+_BY_TAGS = " UNION ALL ".join(
+    f"SELECT {', '.join(POSITION_COLUMNS)} FROM positions WHERE portfolio_id = ?1 AND {live} AND {_TAGGED_HERE}"
+    for live in ("state = 'open'", f"{PENDING} AND state = 'held'")
+)
+"""Live positions that may have all the tags of a `tag_filter`."""
+_GRANTED_LATELY = (
+    "SELECT DISTINCT position FROM decisions WHERE portfolio_id = ?1 AND seq > COALESCE((SELECT seq FROM decisions "
+    "WHERE portfolio_id = ?1 AND decided_us <= ?2 ORDER BY seq DESC LIMIT 1), 0) "
+    "AND command IN ('reserve', 'extend') AND outcome = 'granted' AND substr(key, 1, 7) <> 'ledger:' "
+    "AND position IN (SELECT value FROM json_each(?3))"
+)
 _EXPIRED = f"{_POSITIONS} AND {PENDING} AND expires_us <= ? ORDER BY expires_us, number LIMIT ?"
 _NEXT_EXPIRY = (
     f"SELECT expires_us FROM positions WHERE portfolio_id = ? AND {PENDING} ORDER BY expires_us LIMIT 1 OFFSET ?"
@@ -122,6 +139,8 @@ class SqliteStore:
             rows += execute(_BY_NUMBER, (portfolio, json.dumps(list(numbers)))).fetchall()
         if need.origins:
             rows += execute(_BY_ORIGIN, (portfolio, json.dumps(list(need.origins)))).fetchall()
+        if need.settle is not None:
+            rows += execute(_BY_TAGS, (portfolio, tag_filter(need.settle.tags))).fetchall()
         scopes = set(need.scopes)
         for row in rows:
             position = position_from_row(state.name, row)
@@ -131,6 +150,10 @@ class SqliteStore:
             scope = scope_from_row(row)
             state.add_scope(scope)
         state.scopes_known = scopes
+        if need.settle is not None:
+            as_of_us = need.settle.as_of_us(until_us)
+            asked = (portfolio, as_of_us, json.dumps(changed_lately(state, as_of_us)))
+            state.granted_lately = {row[0] for row in execute(_GRANTED_LATELY, asked)}
 
     def write(self, changes: Sequence[PortfolioChanges], *, locked: bool) -> None:
         """Store the changes and commit. Without the lock, use one statement where that is faster.

@@ -87,6 +87,7 @@ def _covers(state: PortfolioState, need: PortfolioNeed, now_us: int) -> bool:
     return (
         not need.sweeps
         and not need.fences
+        and need.settle is None
         and need.scopes <= state.scopes_known
         and need.numbers <= state.positions.keys()
         and (state.next_expiry_us is None or state.decision_time(now_us) < state.next_expiry_us)

@@ -4,6 +4,7 @@ The stores use the driver's SQL, not the ORM: one round trip locks and loads a b
 Column lists come from the models, so they follow a schema change.
 """
 
+import json
 from collections.abc import Sequence
 from decimal import Decimal
 from operator import itemgetter
@@ -15,10 +16,11 @@ from ledger_sizer.model.fills import fills_of, fills_text
 from ledger_sizer.model.legs import legs_of, legs_text
 from ledger_sizer.model.reconciliation import Drift
 from ledger_sizer.model.scope_settings import ScopeSettings
-from ledger_sizer.model.tags import PORTFOLIO_SCOPE, stored_tags
+from ledger_sizer.model.tags import PORTFOLIO_SCOPE, Tags, stored_tags, tag_texts
 from ledger_sizer.model.units import decimal_text
 from ledger_sizer.rules.batch import Fence, Group
 from ledger_sizer.rules.scope_state import ScopeState
+from ledger_sizer.rules.settling import SettleTask
 from ledger_sizer.rules.state import PortfolioState
 from ledger_sizer.storage.tables import DecisionRow, PortfolioRow, PositionRow, ScopeRow
 
@@ -47,10 +49,10 @@ class PortfolioNeed:
 
     creates: its commands may create the portfolio. sweeps: the database must be asked for expired holds. keys:
     idempotency keys. numbers: of positions. origins: numbers of positions whose late fills are needed too. fences:
-    leases that must be held.
+    leases that must be held. settle: a bot's book; all live positions with its tags are needed.
     """
 
-    __slots__ = ("creates", "fences", "keys", "numbers", "origins", "scopes", "sweeps")
+    __slots__ = ("creates", "fences", "keys", "numbers", "origins", "scopes", "settle", "sweeps")
 
     def __init__(self, *, sweeps: bool = False) -> None:  # a dataclass takes three times as long
         self.creates = False
@@ -60,6 +62,7 @@ class PortfolioNeed:
         self.origins: set[int] = set()
         self.scopes = {PORTFOLIO_SCOPE}
         self.fences: set[Fence] = set()
+        self.settle: SettleTask | None = None
 
 
 class StaleState(Exception):
@@ -190,6 +193,13 @@ def expiries_per_portfolio(portfolios: int) -> int:
 def needs_of(groups: Sequence[Group]) -> dict[str, PortfolioNeed]:
     """Collect, by portfolio, what must be loaded for these groups."""
     needs = {group.sweep: PortfolioNeed(sweeps=True) for group in groups if group.sweep is not None}
+    for task in [group.settle for group in groups if group.settle is not None]:
+        settled = needs[task.request.portfolio] = PortfolioNeed()
+        settled.settle = task
+        settled.creates = any(entry.quantity for entry in task.request.entries.values())
+        settled.numbers.update(task.numbers.values())
+        settled.origins.update(settled.numbers)
+        settled.scopes.update(task.tags.scopes, [f"symbol={market}" for market in task.request.entries])
     for group in groups:
         fence = group.fence
         for command in group.commands:
@@ -206,6 +216,20 @@ def needs_of(groups: Sequence[Group]) -> dict[str, PortfolioNeed]:
                     need.origins.add(command.number)
             need.creates = need.creates or command.creates
     return needs
+
+
+def tag_filter(tags: Tags) -> str:
+    """Return what `tagged` takes as its parameter: for each tag the texts of `tag_texts`, as JSON arrays."""
+    return json.dumps([tag_texts(name, value) for name, value in tags.pairs])
+
+
+def changed_lately(state: PortfolioState, as_of_us: int) -> list[int]:
+    """Return the numbers of the holds that are older than `as_of_us` and changed since: they may be granted anew."""
+    return [
+        number
+        for number, position in state.positions.items()
+        if position.pending and position.opened_us <= as_of_us < position.updated_us
+    ]
 
 
 def position_from_row(portfolio: str, row: Sequence[Any]) -> Position:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, WithJsonSchema, create_model
 
 from ledger_sizer.model.arguments import FLAG, LABEL, NOT_GIVEN, NOT_NEGATIVE, DeclaredArgument, Kind, json_values
+from ledger_sizer.model.choices import Side
 from ledger_sizer.model.command_base import (
     KEY,
     LEG_PLANS,
@@ -33,6 +34,7 @@ from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.instruments import SWITCH, InstrumentInfo
 from ledger_sizer.model.legs import INSTRUMENT, Leg, LegPlan
 from ledger_sizer.model.release_all import ReleaseAll
+from ledger_sizer.model.settle import BOOK, BOOK_MAX, MARKETS, Settle
 from ledger_sizer.model.tags import TAG_NAME, TAG_VALUES_MAX, TAGS_MAX
 
 
@@ -133,6 +135,21 @@ LegPlanForm = _model_of("LegPlanForm", LegPlan, Body)
 _STRUCTURES[LEG_PLANS] = Annotated[list[LegPlanForm], Field(min_length=1, max_length=LEGS_MAX)]  # type: ignore[valid-type]
 
 
+class BookEntryForm(Body):
+    """What is open: coins, unsigned, their average entry price in USD (null where flat), and the side."""
+
+    quantity: AmountText
+    price: AmountText | None = None
+    side: Side = "buy"
+
+
+_STRUCTURES[BOOK] = Annotated[
+    dict[LabelText, BookEntryForm],
+    Field(max_length=BOOK_MAX, examples=[{"BTC/USDT": {"quantity": "0.5", "price": "50000"}}]),
+]
+_STRUCTURES[MARKETS] = Annotated[list[LabelText], Field(max_length=BOOK_MAX, examples=[["ETH/USDT"]])]
+
+
 class CommandBody(Body):
     """Base of the command bodies.
 
@@ -167,6 +184,8 @@ def _plain(value: Any) -> Any:
         return {name: _plain(one) for name, one in value.__dict__.items()}
     if isinstance(value, Body):
         return value.__dict__
+    if type(value) is dict:
+        return {name: _plain(one) for name, one in value.items()}
     return [_plain(one) for one in value] if type(value) is list else value
 
 
@@ -195,6 +214,19 @@ class _ReleaseAllBody(Body):
 
 RELEASE_ALL_BODY = _model_of("ReleaseAllBody", ReleaseAll, _ReleaseAllBody, leave_out="{portfolio}")
 """The body of `release_all`."""
+
+
+class _SettleBody(Body):
+    """Base of the body of `settle`."""
+
+    def to_request(self, portfolio: str) -> Settle:
+        """Return the request. Raises `InvalidRequest` for values that no ledger accepts."""
+        given = {name: _plain(value) for name, value in self.__dict__.items()}
+        return Settle(portfolio=portfolio, **json_values(Settle, given))
+
+
+SETTLE_BODY = _model_of("SettleBody", Settle, _SettleBody, leave_out="{portfolio}")
+"""The body of `settle`."""
 
 
 # --- reading ---------------------------------------------------------------------------------------

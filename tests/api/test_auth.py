@@ -48,6 +48,7 @@ REQUIRED_ROLE = {
     ("GET", "/v1/events"): "read",
     ("POST", "/v1/verify"): "read",
     ("POST", "/v1/sweep"): "trade",
+    ("POST", "/v1/portfolios/{portfolio}/settle"): "trade",
     ("POST", "/v1/portfolios/{portfolio}/release_all"): "trade",
     ("GET", "/v1/reconciliations"): "read",
     ("GET", "/v1/drifts"): "read",
@@ -128,7 +129,8 @@ def _body(method: str, path: str, portfolio: str) -> dict[str, Any]:
     needed = {
         "fill": {"filled_quantity": "1", "price": "1"}, "retag": {"tags": {}}, "reprice": {"price": "1"},
         "rename": {"asset": "S"},
-        "release_all": {"tags": {}}, "caps": {"cap": "1"}, "reconciled": {"fresh_until": None},
+        "release_all": {"tags": {}}, "settle": {"tags": {"bot": "a"}, "book": {}},
+        "caps": {"cap": "1"}, "reconciled": {"fresh_until": None},
         "remarks": {"about": "x", "event": "y"}, "accounts": {"scope": "account=okx/main"}, "equity": {"equity": "1"},
     }  # fmt: skip
     if path == "/v1/drifts/rename":

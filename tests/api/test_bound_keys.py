@@ -139,6 +139,17 @@ def test_release_all_when_the_key_is_bound_then_it_frees_its_own_holds_only(desk
     assert len(b.positions("main", state="held", tags={"bot": "a"}).items) == others
 
 
+def test_settle_when_the_key_is_bound_then_its_tags_are_filled_in_and_others_are_forbidden(desk: Desk) -> None:
+    a, b = desk.client("a"), desk.client("b")
+    theirs = position_of(a.adopt(key="a/settle", quantity=D(1), price=D(10)))
+    made = b.settle({}, {"ETH": (D(1), D(10))})
+    (adopted,) = [one for one in made if one.command == "adopt"]
+    assert dict(b.position(adopted.position_id).tags) == {"bot": "b", "symbol": "ETH"}
+    forbidden(lambda: b.settle({"bot": "a"}, {}), "tags.bot", "'a'", "bound to bot=b")
+    assert adopted.position_id in [one.position_id for one in b.settle({}, {})]
+    assert a.position(theirs).state == "open"
+
+
 def test_administer_when_the_key_is_bound_then_only_the_scopes_of_its_tags(desk: Desk) -> None:
     boss = desk.client("boss-of-a")
     assert boss.halt(key="halt-a", scope="bot=a").binding == "bot=a"

@@ -1,4 +1,4 @@
-"""The three interfaces behave the same (see `test_conformance`) over a whole ledger: verify, sweep, export."""
+"""The three interfaces behave the same (see `test_conformance`) over a whole ledger: verify, sweep, settle, export."""
 
 from __future__ import annotations
 
@@ -29,6 +29,31 @@ async def ledger(request: pytest.FixtureRequest, database_url: str, clock: FakeC
     """The same ledger behind each interface, on each database."""
     async with opened(request.param, database_url, clock) as interface:
         yield interface
+
+
+# Settle.
+
+
+async def test_settle_when_a_book_is_declared_then_every_interface_brings_the_ledger_to_it(
+    ledger: Interface, clock: FakeClock
+) -> None:
+    bot = {"bot": "a", "venue": "bybit"}
+    await ledger.reserve(key="1", tags={**bot, "symbol": "BTC/USDT"}, amount_usd=D(100))
+    book = {"BTC/USDT": (D("0.001"), D(50000)), "ETH/USDT:USDT": (D(2), D("30.5"), "sell"), "XRP/USDT": (D(0), None)}
+    made = await ledger.settle(bot, book, ("BTC/USDT",), reference="loop 1")
+    assert [(one.command, one.position_id, one.reference) for one in made] == [
+        ("confirm", "main-1", "loop 1"), ("extend", "main-1", "loop 1"), ("adopt", "main-4", "loop 1")
+    ]  # fmt: skip
+    assert [one.record for one in made] == [one.record for one in ledger.behind.history(ascending=True)][1:]
+    (leg,) = (await ledger.position("main-4")).legs
+    assert (leg.kind, leg.side, leg.quantity) == ("swap", "sell", D(2))
+    assert await ledger.settle(bot, book, ["BTC/USDT"], "main") == []
+    assert len(await ledger.settle(bot, {}, as_of=clock.now())) == 3
+    for wrong in ({"BTC/USDT": (D(-1), D(1))}, {"BTC/USDT": (1.5, D(1))}, {"BTC/USDT": D(1)}):
+        with pytest.raises(InvalidRequest, match="BTC/USDT"):
+            await ledger.settle(bot, wrong)
+    with pytest.raises(NotFound, match="main-99"):
+        await ledger.settle(bot, {"main-99": (D(1), D(1))})
 
 
 # Verify.

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 README = (ROOT / "README.md").read_text()
-FOLDERS = (".", "docs", "docs/decisions", "examples", "benchmarks")
+FOLDERS = (".", "docs", "docs/bots", "docs/decisions", "examples", "benchmarks")
 PAGES = sorted(str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).glob("*.md"))
 
 

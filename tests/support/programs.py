@@ -275,6 +275,14 @@ def die_releasing(ledger: Ledger, params: Params) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def settle_books(ledger: Ledger, params: Params) -> None:
+    """Settle books of one coin a market, of two, and of none, in turns, until killed. Say what each took."""
+    while True:
+        for coins in (1, 2, 0):
+            book = {market: (Decimal(coins), Decimal(1)) for market in params["markets"]}
+            say(made=len(ledger.settle({"bot": "a"}, book)))
+
+
 def live_in_pools(ledger: Ledger, params: Params) -> None:
     """Trade in pools, or move their limits, as `pool_bots` does."""
 
@@ -290,6 +298,7 @@ PROGRAMS = {
     for one in (
         reserve_many, reserve_legs, same_key, trade_randomly, two_portfolios, trade_until_told, pause, fork, hold_five,
         die_releasing, live_in_pools,
+        settle_books,
     )
 }  # fmt: skip
 
