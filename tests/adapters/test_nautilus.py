@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -320,3 +322,12 @@ def test_backtest_when_no_ledger_is_given_then_it_does_not_start() -> None:
     strategy = Scripted({}, config=DeskConfig(desk_ledger="sqlite:///ledger.db"))
     with engine_of(strategy, prices=[10_000]) as engine, pytest.raises(InvalidRequest, match="ledger_of"):
         engine.run()
+
+
+def test_page_when_its_example_is_run_then_the_cap_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    page = Path(__file__).resolve().parent.parent.parent / "docs" / "bots" / "nautilus.md"
+    code = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)[-1]
+    exec(compile(code, str(page), "exec"), {"__name__": "example"})
+    granted, highest = capsys.readouterr().out.splitlines()
+    assert granted.startswith("7 granted, verified: True")
+    assert 1_300 < Decimal(highest.split()[1]) <= 1_500
