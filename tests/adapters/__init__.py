@@ -1,1 +1,1 @@
-"""The adapters: a desk inside a trading loop, and the frameworks of bots, each the real one."""
+"""Adapters on their real frameworks: a desk, freqtrade, nautilus, ccxt. Those that are not installed are skipped."""
