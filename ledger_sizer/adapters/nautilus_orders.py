@@ -156,7 +156,7 @@ def book_of(positions: Iterable[tuple[Any, Instrument]]) -> Book:
             costs[market] = costs.get(market, ZERO) + coins * Decimal(str(one.avg_px_open))
         sums = {market: sum(by_side.values(), ZERO) for market, by_side in sides.items()}
     return {
-        market: (sums[market], _average(costs[market], sums[market]), max(by_side, key=by_side.__getitem__))
+        market: (sums[market], _average(costs[market], sums[market]), max(sorted(by_side), key=by_side.__getitem__))
         for market, by_side in sides.items()
     }
 

@@ -55,7 +55,8 @@ class StrategyView:
 
     def take_up(self) -> None:
         """Find the orders that are out, after a restart."""
-        for order in self._strategy.cache.orders(strategy_id=self._strategy.id):
+        orders = self._strategy.cache.orders(strategy_id=self._strategy.id)
+        for order in sorted(orders, key=lambda one: (one.ts_init, str(one.client_order_id))):
             name, instrument = order.client_order_id, self._strategy.cache.instrument(order.instrument_id)
             if not order.is_closed and name not in self.out and instrument is not None:
                 quantity = order.quantity.as_decimal()
