@@ -18,7 +18,8 @@ DOLLARS = frozenset(("USD", "USDT", "USDC", "FDUSD", "USD1", "USDE", "TUSD", "BU
 """Quote currencies that count as USD."""
 
 _OPTIONS = (InstrumentClass.OPTION, InstrumentClass.OPTION_SPREAD, InstrumentClass.BINARY_OPTION)
-_OPEN_SIDE = {OrderSide.BUY: PositionSide.LONG, OrderSide.SELL: PositionSide.SHORT}
+OPEN_SIDE = {OrderSide.BUY: PositionSide.LONG, OrderSide.SELL: PositionSide.SHORT}
+"""The side of what an order of a side opens."""
 
 ZERO = Decimal(0)
 
@@ -106,12 +107,18 @@ def below(amount_usd: Decimal, fraction: Decimal) -> Decimal:
         return usd(floor_e8(amount_usd / (1 + fraction)))
 
 
+def part_of(amount_usd: Decimal, part: Decimal, whole: Decimal) -> Decimal:
+    """Return `amount_usd` x part / whole, rounded down to 1e-8 USD."""
+    with exact_arithmetic():
+        return usd(floor_e8(amount_usd * part / whole))
+
+
 def facing(order: Order, positions: Iterable[Any], position_id: PositionId | None, oms: OmsType) -> list[Any]:
     """Return the positions of its strategy and market that an order closes before it opens anything.
 
     position_id: the position it was submitted for.
     """
-    against = [one for one in positions if one.side != _OPEN_SIDE[order.side]]
+    against = [one for one in positions if one.side != OPEN_SIDE[order.side]]
     if position_id is not None:
         return [one for one in against if one.id == position_id]
     if oms == OmsType.HEDGING or (oms == OmsType.UNSPECIFIED and not all(map(_is_netted, against))):
