@@ -66,6 +66,7 @@ class InlineWriter:
     def submit_async(self, group: Group) -> LoopFuture:
         """Answer a group of a coroutine at the end of the loop's tick, with its neighbours."""
         loop = asyncio.get_running_loop()
+        self.require_own_process()
         self._require_open()
         outbox = self._outboxes.setdefault(loop, [])
         if not outbox:
@@ -87,11 +88,11 @@ class InlineWriter:
                 set_result(future, answer)
 
     def _answers(self, groups: Sequence[Group]) -> list[Answer]:
-        self._require_open()
+        require_process(self._pid)  # before the lock, which another thread may have held at the fork
         with self._lock:
             if self._answering:
                 raise Busy(INSIDE_A_CALL)
-            self._require_open()  # it may have closed while this thread waited
+            self._require_open()
             self._answering = True
             try:
                 return answer_batch(self._processor, groups, interrupts=True)
@@ -99,7 +100,6 @@ class InlineWriter:
                 self._answering = False
 
     def _require_open(self) -> None:
-        self.require_own_process()
         if self._closed:
             raise Closed("the ledger is closed; open it again")
 

@@ -184,10 +184,11 @@ class Ledger(ReleaseAllMethods, SettleMethods, LedgerReads, Verbs, AsyncVerbs, H
 
     def run(self, command: AnyCommand) -> Decision:
         """Run one command object. The verbs build their command and call this."""
-        command = self._prepared(command)
+        caller = self.caller
+        command = self._prepared(command, caller)
         if type(command) is Reserve and command.dry_run:
             return self._dry_run(command)
-        return only_decision(self._writer.answer(group_of_one(command, self.caller)))
+        return only_decision(self._writer.answer(group_of_one(command, caller)))
 
     async def run_async(self, command: AnyCommand) -> Decision:
         """Async `run`. Cancelling the caller does not undo the command; a retry with its key returns the outcome."""
@@ -357,9 +358,9 @@ class Ledger(ReleaseAllMethods, SettleMethods, LedgerReads, Verbs, AsyncVerbs, H
     def _now_us(self) -> int | None:
         return None if self._clock is None else to_us(self._clock())
 
-    def _prepared(self, command: AnyCommand) -> AnyCommand:
+    def _prepared(self, command: AnyCommand, caller: Caller | None = None) -> AnyCommand:
         """Return the command as it is decided: rules in place of names, tags that the caller is bound to filled in."""
-        return with_bound_tags(self._resolver.resolve(command), self.caller)
+        return with_bound_tags(self._resolver.resolve(command), caller or self.caller)
 
     async def _off_loop(self, commands: Sequence[AnyCommand], resolve: Callable[[], T]) -> T:
         """Call `resolve`, in a thread where it has to read the database for the commands' instruments."""

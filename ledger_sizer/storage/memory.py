@@ -58,20 +58,33 @@ class _Book(PortfolioState):
         self.new_decisions[seq_before - self.loaded_seq :] = change.decisions
         for record, _ in change.decisions:
             self.records[record.key] = record
-        for position in (*change.new_positions, *change.changed_positions):
-            self.add_position(position)
-            self.dirty_positions.add(position.number)
-            (self.live.add if position.live else self.live.discard)(position.number)
-            if position.pending and position.expires_us is not None:
-                self._add_expiry((position.expires_us, position.number))
-        for scopes in (change.new_scopes, change.counter_changes, change.scope_changes):
-            for scope in scopes:
-                known = self.scopes.get(scope.name)
-                scope.stored = None if known is None else known.stored
+        for position in change.new_positions:
+            self._put(position)
+        for position in change.changed_positions:
+            self._put(position)
+        scopes, dirty = self.scopes, self.dirty_scopes
+        for scope in change.counter_changes:
+            known = scopes[scope.name]
+            known.held_e8, known.open_e8, known.settings = scope.held_e8, scope.open_e8, scope.settings
+            dirty.add(scope.name)
+        if change.new_scopes or change.scope_changes:
+            for scope in (*change.new_scopes, *change.scope_changes):
+                before = scopes.get(scope.name)
+                scope.stored = None if before is None else before.stored
                 self.add_scope(scope)
-                self.dirty_scopes.add(scope.name)
-        self.administered.update([scope.name for scope in change.scope_changes])
+                dirty.add(scope.name)
+            self.administered.update([scope.name for scope in change.scope_changes])
         self.last_us, self.last_seq, self.last_hash = change.last_us, change.last_seq, change.last_hash
+
+    def _put(self, position: Position) -> None:
+        if position.origin is None:
+            self.positions[position.number] = position
+        else:
+            self.add_position(position)
+        self.dirty_positions.add(position.number)
+        (self.live.add if position.live else self.live.discard)(position.number)
+        if position.expires_us is not None and position.pending:
+            self._add_expiry((position.expires_us, position.number))
 
     def _add_expiry(self, entry: tuple[int, int]) -> None:
         expiries = self.expiries
@@ -110,7 +123,12 @@ class _Book(PortfolioState):
                 if record.decided_us <= as_of_us:
                     break
                 granted = record.command in ("reserve", "extend") and record.outcome == "granted"
-                if granted and not record.key.startswith(SYSTEM_KEY_PREFIX) and record.position is not None and record.position in numbers:
+                if (
+                    granted
+                    and not record.key.startswith(SYSTEM_KEY_PREFIX)
+                    and record.position is not None
+                    and record.position in numbers
+                ):
                     found.add(record.position)
         return found
 
@@ -174,7 +192,8 @@ class MemoryStore:
     def write(self, changes: Sequence[PortfolioChanges], *, locked: bool) -> None:
         """Add the changes to the journal: from then on they are committed. See `WriteStore`."""
         with self._lock:
-            self._add_journal()
+            if self._journal:
+                self._add_journal()
             if not locked:
                 for change in changes:
                     self._require_unchanged(change)
@@ -186,10 +205,11 @@ class MemoryStore:
         book = self._books.get(change.portfolio)
         if book is None or book.last_hash != change.previous_hash:
             raise StaleState("the chain moved on")
-        if change.desk_status not in (None, self._desk_status):
+        if change.desk_status is not None and change.desk_status != self._desk_status:
             raise StaleState("the desk's status changed")
-        if any(record.key in book.records for record, _ in change.decisions):
-            raise StaleState("a key was used before")
+        for record, _ in change.decisions:
+            if record.key in book.records:
+                raise StaleState("a key was used before")
 
     @property
     def _desk_status(self) -> Status:

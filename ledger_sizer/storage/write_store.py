@@ -6,7 +6,6 @@ Column lists come from the models, so they follow a schema change.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from decimal import Decimal
 from operator import itemgetter
 from typing import Any, NamedTuple, Protocol
@@ -45,7 +44,6 @@ Such a slice takes some 30 ms. Without a bound, 20,000 that ended at once stoppe
 """
 
 
-@dataclass(slots=True)
 class PortfolioNeed:
     """What must be loaded of one portfolio for a batch.
 
@@ -54,14 +52,17 @@ class PortfolioNeed:
     leases that must be held. settle: a bot's book; all live positions with its tags are needed.
     """
 
-    creates: bool = False
-    sweeps: bool = False
-    keys: set[str] = field(default_factory=set)
-    numbers: set[int] = field(default_factory=set)
-    origins: set[int] = field(default_factory=set)
-    scopes: set[str] = field(default_factory=lambda: {PORTFOLIO_SCOPE})
-    fences: set[Fence] = field(default_factory=set)
-    settle: SettleTask | None = None
+    __slots__ = ("creates", "fences", "keys", "numbers", "origins", "scopes", "settle", "sweeps")
+
+    def __init__(self, *, sweeps: bool = False) -> None:  # a dataclass takes three times as long
+        self.creates = False
+        self.sweeps = sweeps
+        self.keys: set[str] = set()
+        self.numbers: set[int] = set()
+        self.origins: set[int] = set()
+        self.scopes = {PORTFOLIO_SCOPE}
+        self.fences: set[Fence] = set()
+        self.settle: SettleTask | None = None
 
 
 class StaleState(Exception):
@@ -193,25 +194,27 @@ def needs_of(groups: Sequence[Group]) -> dict[str, PortfolioNeed]:
     """Collect, by portfolio, what must be loaded for these groups."""
     needs = {group.sweep: PortfolioNeed(sweeps=True) for group in groups if group.sweep is not None}
     for task in [group.settle for group in groups if group.settle is not None]:
-        numbers, request = {*task.numbers.values()}, task.request
-        scopes = {*task.tags.scopes, *(f"symbol={market}" for market in request.entries)}
-        needs[request.portfolio] = PortfolioNeed(
-            creates=any(entry.quantity for entry in request.entries.values()), numbers=numbers, origins={*numbers},
-            scopes=scopes, settle=task,
-        )  # fmt: skip
-    for group, command in [(one, command) for one in groups for command in one.commands]:
-        need = needs.get(command.portfolio)
-        if need is None:
-            need = needs[command.portfolio] = PortfolioNeed()
-        if group.fence is not None:
-            need.fences.add(group.fence)
-        need.keys.add(command.key)
-        need.scopes.update(command.scopes)
-        if command.number is not None:
-            need.numbers.add(command.number)
-            if command.fills_late:
-                need.origins.add(command.number)
-        need.creates = need.creates or command.creates
+        settled = needs[task.request.portfolio] = PortfolioNeed()
+        settled.settle = task
+        settled.creates = any(entry.quantity for entry in task.request.entries.values())
+        settled.numbers.update(task.numbers.values())
+        settled.origins.update(settled.numbers)
+        settled.scopes.update(task.tags.scopes, [f"symbol={market}" for market in task.request.entries])
+    for group in groups:
+        fence = group.fence
+        for command in group.commands:
+            need = needs.get(command.portfolio)
+            if need is None:
+                need = needs[command.portfolio] = PortfolioNeed()
+            if fence is not None:
+                need.fences.add(fence)
+            need.keys.add(command.key)
+            need.scopes.update(command.scopes)
+            if command.number is not None:
+                need.numbers.add(command.number)
+                if command.fills_late:
+                    need.origins.add(command.number)
+            need.creates = need.creates or command.creates
     return needs
 
 

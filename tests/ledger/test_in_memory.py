@@ -15,10 +15,12 @@ from sqlalchemy import text
 
 from ledger_sizer import Closed, KeyReused, Ledger, LedgerSettings, Reserve
 from ledger_sizer.config import AppSettings
+from ledger_sizer.rules.batch import Group
 from tests.support.clock import FakeClock
 from tests.support.ledgers import TAGS
 
 D = Decimal
+
 FILL = {"quantity": D(2), "price": D(50)}
 
 
@@ -54,8 +56,8 @@ def test_read_when_decisions_are_new_then_every_read_has_them(memory: Ledger) ->
     assert "bound by amount_usd" in str(memory.explain(3))
     assert memory.heads()["main"] == (3, last.hash)
     assert b"".join(memory.export()).count(b"\n") == 3
-    assert [one.asset for one in memory.net().assets] == []
-    assert memory.overview().portfolios[0].exposure.held == 30
+    assert [one.asset for one in memory.net().assets] == ["BTC"]
+    assert memory.overview().portfolios[0].whole.held == 30
     assert memory.portfolios() == ["main"]
     assert memory.verify().ok
     dry = memory.reserve(key="dry", amount_usd=D(5000), dry_run=True)
@@ -81,7 +83,7 @@ def test_reserve_when_its_key_was_used_then_it_is_the_same_decision_and_another_
     ("edit", "found"),
     [
         ("UPDATE scopes SET open_e8 = open_e8 - 1 WHERE scope = 'symbol=BTC'", "symbol=BTC"),
-        ("DROP TRIGGER decisions_append_only_update", "trigger"),
+        ("DROP TRIGGER decisions_form", "trigger decisions_form"),
     ],
 )
 def test_verify_when_somebody_edited_the_database_for_reads_then_it_is_found(
@@ -102,10 +104,10 @@ def test_expire_when_holds_ended_then_each_is_recorded_once(memory: Ledger, cloc
         memory.exposure()
     memory.extend(key="longer", position_id="main-1", ttl_seconds=100)
     clock.advance(11)
-    assert memory.reserve(key="next", amount_usd=D(10)).headroom_before == 5000 - 30
+    assert memory.reserve(key="next", amount_usd=D(10)).headroom_before == 5000 - 20
     clock.advance(2)
     assert memory.sweep() == 1
-    assert [one.state for one in memory.positions()].count("expired") == 3
+    assert [one.state for one in memory.positions()].count("expired") == 4
     assert memory.verify().ok
 
 
@@ -166,12 +168,12 @@ def test_write_when_a_call_was_interrupted_in_the_middle_then_its_outcome_is_who
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    for name in ("_add_expiry", "add_scope", "add_position"):
+    for name in ("_put", "_add_expiry", "add_scope"):
         with monkeypatch.context() as patch:
             patch.setattr(module._Book, name, interrupted)
             with pytest.raises(KeyboardInterrupt):
-                memory.reserve(key=name, amount_usd=D(10))
-        settled = memory.reserve(key=name, amount_usd=D(10))
+                memory.reserve(key=name, tags={"symbol": name}, amount_usd=D(10))
+        settled = memory.reserve(key=name, tags={"symbol": name}, amount_usd=D(10))
         assert (settled.granted, settled.replayed) == (True, True)
     assert (memory.exposure().held, memory.exposure().seq) == (30, 3)
     assert memory.verify().ok
@@ -203,9 +205,7 @@ async def test_close_when_coroutines_wait_then_they_are_answered_first(clock: Fa
         await ledger.reserve_async(key="x", amount_usd=D(1))
 
 
-def _group(number: int) -> object:
-    from ledger_sizer.rules.batch import Group
-
+def _group(number: int) -> Group:
     return Group((Reserve(key=f"{number}", amount_usd=D(10)),))
 
 
