@@ -9,7 +9,16 @@ from itertools import count
 from typing import Any
 
 from ledger_sizer.adapters.ccxt_errors import OrderDenied
-from ledger_sizer.adapters.ccxt_orders import OnExchange, OnLedger, Seen, Steps, seen_of, told_client_id, unit_of
+from ledger_sizer.adapters.ccxt_orders import (
+    OnExchange,
+    OnLedger,
+    Seen,
+    Steps,
+    is_owned,
+    seen_of,
+    told_client_id,
+    unit_of,
+)
 from ledger_sizer.model.choices import Side
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import Position
@@ -64,11 +73,11 @@ class OrderRecords:
     """
 
     def __init__(
-        self, client: Any, tags: Tags, portfolio: str, account: str | None, mark: str, clock: Callable[[], float]
+        self, client: Any, tags: Tags, portfolio: str, account: str | None, owner: str, clock: Callable[[], float]
     ) -> None:  # fmt: skip
-        """mark: with which the client order ids of this desk begin."""
+        """owner: whose mark is in the client order ids of this desk."""
         self._client, self._tags, self._portfolio, self._account = client, tags, portfolio, account
-        self._mark, self._clock = mark, clock
+        self._owner, self._clock = owner, clock
         self.orders: dict[str, Order] = {}
         self.ids: dict[str, str] = {}
         self.never_sent: dict[str, None] = {}
@@ -89,7 +98,7 @@ class OrderRecords:
                     log.warning("order.not_recorded", order=client_id, error=str(error))
                     continue
             if order is not None:
-                order.known = True
+                self.resolve(order)
                 yield from self.record(order, answer)
 
     def _remembered(self, client_id: str, answer: Mapping[str, Any]) -> Steps[Order | None]:
@@ -98,10 +107,14 @@ class OrderRecords:
         decision = yield OnLedger("lookup", (f"order/{client_id}", self._portfolio))
         if decision is not None and decision.granted:
             return (yield from self.order_of(client_id, decision, str(answer["symbol"])))
-        if decision is not None or not client_id.removeprefix("0x").startswith(self._mark):
+        if decision is not None or not is_owned(self._client.id, client_id, self._owner):
             self.forget(client_id)
             return None
-        order = Order(client_id, str(answer["symbol"]), answer["side"], None, self._clock())
+        return (yield from self.closing_order(client_id, str(answer["symbol"]), answer["side"]))
+
+    def closing_order(self, client_id: str, symbol: str, side: Side) -> Steps[Order]:
+        """Return an order that closes, with what of it the ledger was told."""
+        order = Order(client_id, symbol, side, None, self._clock())
         for part in count():
             told = yield OnLedger("lookup", (_close_key(client_id, part), self._portfolio))
             if told is None:
@@ -211,12 +224,17 @@ class OrderRecords:
             })  # fmt: skip
 
     def end(self, order: Order) -> None:
+        self.resolve(order)
         self.orders.pop(order.client_id, None)
         self.forget(order.client_id)
 
+    def resolve(self, order: Order) -> None:
+        """Note that the exchange has shown an order: the same call again is another wish."""
+        order.known = True
+        self.unresolved = {wish: one for wish, one in self.unresolved.items() if one != order.client_id}
+
     def forget(self, client_id: str) -> None:
         self._done[client_id] = None
-        self.unresolved = {wish: one for wish, one in self.unresolved.items() if one != client_id}
         while len(self._done) > _DONE_MAX:
             del self._done[next(iter(self._done))]
 

@@ -307,6 +307,27 @@ async def test_wish_when_it_is_asked_again_after_a_restart_then_it_gets_its_orde
     assert here.figures() == (0, 500)
 
 
+async def test_close_when_its_wish_is_asked_again_after_a_restart_then_it_is_told_once(at: Open) -> None:
+    here = at()
+    here.open().create_order(SPOT, "market", "buy", 0.01)
+    wish = {"wish": "20260101T16/BTC/exit"}
+    for _ in range(2):
+        here.open().create_order(SPOT, "market", "sell", 0.004, None, wish)
+        assert here.figures() == (0, 300)
+    assert len(here.orders) == 2
+
+
+async def test_order_when_it_was_found_and_rests_then_the_same_call_is_another_order(at: Open) -> None:
+    here = at()
+    exchange = here.open(window_seconds=60)
+    exchange.load_markets()
+    here.control.fault("lost_answer", "order/create", seconds=0.05)
+    for number in (1, 2):
+        exchange.create_order(SPOT, "limit", "buy", 0.005, 40000)
+        assert len(here.orders) == number
+    assert here.figures() == (400, 0)
+
+
 async def test_settle_when_the_account_changed_by_hand_then_the_ledger_follows(at: Open) -> None:
     here = at()
     exchange = here.open()
@@ -405,3 +426,5 @@ def test_client_order_id_when_made_then_it_keeps_every_exchanges_rules() -> None
     assert len(made) == 32
     assert made.isalnum()
     assert len(client_order_id("gate", "a")) == 28
+    assert int(client_order_id("dydx", "a")) < 2**32
+    assert int(client_order_id("woo", "a")) < 2**63
