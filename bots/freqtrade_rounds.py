@@ -173,7 +173,10 @@ def restless_shorts(folder: Path, short: bool) -> Outcome:
 
 @contextmanager
 def _whims_of_the_market(one: Stage) -> Iterator[None]:
-    """Hold orders back and fill a part of them, let prices move a little, during the block."""
+    """Hold orders back, fill some of them and a part of others, during the block.
+
+    Prices stay: after a partial exit freqtrade counts what is left at the average price, the ledger at its own.
+    """
     over = threading.Event()
     chance = random.Random(17)
 
@@ -183,10 +186,6 @@ def _whims_of_the_market(one: Stage) -> Iterator[None]:
         while not over.wait(0.4):
             with suppress(ValueError, httpx.HTTPError):
                 _fill_some(one, chance)
-            with suppress(ValueError, httpx.HTTPError):
-                coin = chance.choice(COINS)
-                price = one.venue.venues.dialects[VENUE].exchange.prices[coin]
-                control.price(coin, (price * D(chance.choice(("0.999", "1.001")))).quantize(D("0.0001")))
 
     thread = threading.Thread(target=whims)
     thread.start()

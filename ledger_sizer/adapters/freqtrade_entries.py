@@ -30,6 +30,8 @@ _FORGOTTEN_SECONDS = 60.0
 _LOOK_SECONDS = 10.0
 """Between two looks for a lost order, and before the first: an exchange may list an order late."""
 
+_ROUNDED = Decimal("1e-10")
+
 _TRIM_MAX = Decimal("0.2")
 """An order that would have to be lowered by more than this to fit its grant is not sent."""
 
@@ -142,8 +144,10 @@ class Entries:
             else:
                 price = Decimal(str(self._exchange.price_to_precision(entry.pair, order["rate"])))
             amount, most = Decimal(str(order["amount"])), entry.granted / price
-            if amount <= most:
+            if amount < most * (1 - _ROUNDED):
                 return float(order["amount"])
+            if amount <= most * (1 + _ROUNDED):  # a stake is a float: what it lost must not cost a whole step
+                return float(most)
             if most < amount * (1 - _TRIM_MAX):
                 self._end(entry)
                 raise DependencyException(
