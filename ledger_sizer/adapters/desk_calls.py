@@ -184,7 +184,7 @@ class DeskCalls:
         known = self._holds.get(wish.identity)
         if known is not None and known.position_id != held.position_id:
             known = None
-        if known is not None and known.thread not in (None, wish.thread):
+        if wish.name is None and known is not None and known.thread not in (None, wish.thread):
             self._denials.tell(wish, "in_use", held.position_id)
             return NOTHING
         now = self.ledger.run(self.reserve_command(wish, dry_run=True))

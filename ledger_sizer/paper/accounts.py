@@ -50,10 +50,11 @@ class Position:
 
 
 class Trigger(NamedTuple):
-    """What starts a stop order: a price at or above (`above`), or at or below, USDT."""
+    """What starts a stop order: a price at or above (`above`), or at or below, USDT. label: its own name."""
 
     price: Decimal
     above: bool
+    label: str = ""
 
     def reached(self, price: Decimal) -> bool:
         """Whether this price starts the order."""

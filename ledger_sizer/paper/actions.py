@@ -300,7 +300,10 @@ def _fill(exchange: PaperExchange, _faults: Faults, form: Mapping[str, Any]) -> 
 
 
 def _fault(_book: PaperExchange, faults: Faults, form: Mapping[str, Any]) -> None:
-    faults.inject(Fault(form.get("kind", ""), str(form.get("path", "")), form.get("times", 1), form.get("seconds", 5)))
+    faults.inject(Fault(
+        form.get("kind", ""), str(form.get("path", "")), form.get("times", 1), form.get("seconds", 5),
+        str(form.get("method", "")),
+    ))  # fmt: skip
 
 
 def _clear_faults(_book: PaperExchange, faults: Faults, _form: Mapping[str, Any]) -> None:

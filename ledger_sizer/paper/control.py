@@ -155,9 +155,9 @@ class PaperControl:
         """Fill an open order, or `quantity` base units of it."""
         self._post("fill", order_id=order_id, quantity=quantity and str(quantity))
 
-    def fault(self, kind: str, path: str = "", *, times: int | None = 1, seconds: float = 5) -> None:
+    def fault(self, kind: str, path: str = "", *, times: int | None = 1, seconds: float = 5, method: str = "") -> None:
         """Inject a fault into the next `times` requests whose path contains `path` (see `faults.Fault`)."""
-        self._post("fault", kind=kind, path=path, times=times, seconds=seconds)
+        self._post("fault", kind=kind, path=path, times=times, seconds=seconds, method=method)
 
     def clear_faults(self) -> None:
         """Remove all pending faults."""

@@ -17,7 +17,7 @@ FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 
 @dataclass(slots=True)
 class Fault:
-    """A fault of the next `times` requests (None: until cleared) whose path contains `path`.
+    """A fault of the next `times` requests (None: until cleared) whose path contains `path`; method: '' for all.
 
     rate_limit, outage, forbidden (to this key): the exchange's own error; the request is not executed. timeout: no
     answer, and after `seconds` the connection ends; not executed. half: executed, the answer is cut in the middle.
@@ -29,6 +29,7 @@ class Fault:
     path: str = ""
     times: int | None = 1
     seconds: float = 5.0
+    method: str = ""
 
 
 class Faults:
@@ -47,10 +48,10 @@ class Faults:
         """Remove all pending faults."""
         self.pending.clear()
 
-    def next_for(self, path: str) -> Fault | None:
-        """Return the fault for a request to `path`, and count it as used; None without one."""
+    def next_for(self, method: str, path: str) -> Fault | None:
+        """Return the fault for a request, and count it as used; None without one."""
         for fault in self.pending:
-            if fault.path in path:
+            if fault.path in path and fault.method in ("", method):
                 if fault.times is not None:
                     fault.times -= 1
                     if fault.times <= 0:

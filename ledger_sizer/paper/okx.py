@@ -6,10 +6,10 @@ import hmac
 from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any
 
 from ledger_sizer.model.units import exact_arithmetic
-from ledger_sizer.paper.accounts import LEVERAGE, Account, Order, Position, RequestRefused, Slot, now_ms
+from ledger_sizer.paper.accounts import Account, Position, RequestRefused, Slot, now_ms
 from ledger_sizer.paper.exchange import PaperExchange
 from ledger_sizer.paper.http import (
     TIME_WINDOW_MS,
@@ -22,7 +22,10 @@ from ledger_sizer.paper.http import (
     text_of,
 )
 from ledger_sizer.paper.markets import Market
+from ledger_sizer.paper.okx_orders import OkxOrders
+from ledger_sizer.paper.okx_quotes import OkxQuotes
 from ledger_sizer.paper.options import okx_options
+from ledger_sizer.paper.quotes import liquidation_price
 from ledger_sizer.paper.tickers import okx_tickers
 from ledger_sizer.paper.told import okx_activity
 
@@ -36,6 +39,7 @@ _CODES = {
     "forbidden": (401, "50120", "This API key doesn't have permission to use this function"),
     "maintenance": (503, "50001", "Service temporarily unavailable. Try again later"),
     "bad_request": (400, "51000", "Parameter error"),
+    "mode_in_use": (200, "59000", "Your settings failed as you have positions or open orders."),
     "unknown_symbol": (200, "51001", "Instrument ID does not exist"),
     "unknown_order": (200, "51603", "Order does not exist"),
 }
@@ -49,13 +53,13 @@ _ORDER_CODES = {
     "duplicate": ("51016", "Client order ID already exists."),
     "reduce_only": ("51169", "Order failed because you do not have any positions to close."),
     "position_side": ("51000", "Parameter posSide error"),
+    "would_trigger": ("51280", "The trigger price is past the last price"),
     "inactive": ("51028", "Contract under delivery."),
     "unknown_symbol": ("51001", "Instrument ID does not exist"),
     "unknown_order": ("51400", "Cancellation failed as the order does not exist."),
     "bad_request": ("51000", "Parameter error"),
 }
 """Code and message of a refused order, returned inside a response with HTTP 200."""
-_STATES = {"open": "live", "filled": "filled", "canceled": "canceled"}
 
 
 class Okx:
@@ -68,16 +72,19 @@ class Okx:
             ("GET", "/api/v5/public/instruments"): self._instruments,
             ("GET", "/api/v5/market/ticker"): self._ticker,
             ("GET", "/api/v5/market/tickers"): self._tickers,
+            **OkxQuotes(exchange, _success, _type).routes,
         }
         self.private: Mapping[tuple[str, str], Handler] = {
             ("GET", "/api/v5/account/config"): self._config,
             ("GET", "/api/v5/account/balance"): self._balance,
             ("GET", "/api/v5/asset/balances"): self._funding_balance,
             ("GET", "/api/v5/account/positions"): self._positions,
-            ("POST", "/api/v5/trade/order"): self._create,
-            ("POST", "/api/v5/trade/batch-orders"): self._create_batch,
-            ("POST", "/api/v5/trade/cancel-order"): self._cancel,
-            ("GET", "/api/v5/trade/order"): self._order,
+            ("POST", "/api/v5/account/set-leverage"): self._set_leverage,
+            ("GET", "/api/v5/account/leverage-info"): self._leverage,
+            ("POST", "/api/v5/account/set-position-mode"): self._set_position_mode,
+            ("GET", "/api/v5/account/trade-fee"): self._trade_fee,
+            ("GET", "/api/v5/asset/currencies"): self._currencies,
+            **OkxOrders(exchange, _success, _type, _refused_row).routes,
             **okx_activity(_success, _type),
         }
 
@@ -148,10 +155,42 @@ class Okx:
             for asset, (total, _used) in sorted(self.exchange.balances(account.visible(), "funding").items())
         ])  # fmt: skip
 
+    def _set_leverage(self, account: Account, request: ExchangeRequest) -> Any:
+        market = self.exchange.market(str(request.arguments.get("instId")), "swap")
+        self.exchange.set_leverage(account, market, decimal_of(request.arguments, "lever"))
+        return self._leverage(account, request)
+
+    def _leverage(self, account: Account, request: ExchangeRequest) -> Any:
+        """Tell a market's leverage, which is the same in both margin modes here."""
+        market = self.exchange.market(str(request.arguments.get("instId")), "swap")
+        mode, sides = request.arguments.get("mgnMode"), ("long", "short") if account.hedged else ("net",)
+        return _success([
+            {"instId": market.id, "mgnMode": mode, "posSide": side, "lever": text_of(account.leverage(market.symbol))}
+            for side in sides
+        ])  # fmt: skip
+
+    def _set_position_mode(self, account: Account, request: ExchangeRequest) -> Any:
+        mode = request.arguments.get("posMode")
+        if (mode == "long_short_mode") != account.hedged:
+            self.exchange.set_hedged(account, hedged=not account.hedged)
+        return _success([{"posMode": mode}])
+
+    def _trade_fee(self, _account: Account, request: ExchangeRequest) -> Any:
+        spot = request.arguments.get("instType") == "SPOT"
+        rate = text_of(-self.exchange.fee_rates["spot" if spot else "swap"])
+        names = ("maker", "taker") if spot else ("makerU", "takerU")
+        return _success([{"instType": request.arguments.get("instType"), **dict.fromkeys(names, rate)}])
+
+    def _currencies(self, _account: Account, _request: ExchangeRequest) -> Any:
+        return _success([
+            {"ccy": coin, "name": coin, "chain": f"{coin}-{coin}", "canDep": True, "canWd": True}
+            for coin in self.exchange.coins()
+        ])  # fmt: skip
+
     def _positions(self, account: Account, request: ExchangeRequest) -> Any:
         visible, wanted, kind = account.visible(), request.arguments.get("instId"), request.arguments.get("instType")
         rows = [
-            self._position(self.exchange.market_of(symbol), slot, position, isolated=isolated)
+            self._position(visible, self.exchange.market_of(symbol), slot, position, isolated=isolated)
             for symbol, slot, isolated, position in visible.held()
         ] + okx_options(visible)
         return _success([
@@ -159,7 +198,10 @@ class Okx:
             if (not wanted or row["instId"] in wanted.split(",")) and kind in (None, row["instType"])
         ])  # fmt: skip
 
-    def _position(self, market: Market, slot: Slot, position: Position, *, isolated: bool) -> dict[str, Any]:
+    def _position(
+        self, account: Account, market: Market, slot: Slot, position: Position, *, isolated: bool
+    ) -> dict[str, Any]:
+        leverage = account.leverage(market.symbol)
         mark = self.exchange.prices[market.base]
         signed = position.quantity if slot == "net" else abs(position.quantity)
         with exact_arithmetic():
@@ -167,13 +209,15 @@ class Okx:
             profit, worth = (
                 market.profit(position.quantity, position.entry_price, mark), market.worth(abs(position.quantity), mark)
             )  # fmt: skip
-            usd, margin = worth * mark if market.inverse else worth, text_of(worth / LEVERAGE)
+            usd, margin = worth * mark if market.inverse else worth, text_of(worth / leverage)
+        liquidation = liquidation_price(market, position, leverage, isolated=isolated)
         row = {
             "instId": market.id, "instType": _type(market), "mgnMode": "isolated" if isolated else "cross",
             "posId": f"{market.id}-{slot}{'-isolated' * isolated}", "posSide": slot, "pos": text_of(size),
-            "avgPx": text_of(position.entry_price), "markPx": text_of(mark), "lever": str(LEVERAGE),
+            "avgPx": text_of(position.entry_price), "markPx": text_of(mark), "lever": text_of(leverage),
             "notionalUsd": text_of(usd), "upl": text_of(profit), "imr": "" if isolated else margin,
-            "margin": margin if isolated else "", "mmr": "0", "liqPx": "",
+            "margin": margin if isolated else "", "mmr": "0",
+            "liqPx": "" if liquidation is None else text_of(liquidation),
             "ccy": market.base if market.inverse else market.quote, "cTime": str(now_ms()), "uTime": str(now_ms()),
         }  # fmt: skip
         if market.kind != "spot":
@@ -185,48 +229,6 @@ class Okx:
             **row, "instType": "MARGIN", "pos": held if long else owed, "posCcy": market.base if long else market.quote,
             "liab": f"-{owed if long else held}", "liabCcy": market.quote if long else market.base,
         }  # fmt: skip
-
-    def _create(self, account: Account, request: ExchangeRequest) -> Any:
-        return _success([self._place(account, request.arguments)])
-
-    def _create_batch(self, account: Account, request: ExchangeRequest) -> Any:
-        """Place each order independently: code 0 when all were accepted, 2 when some, 1 when none."""
-        rows = []
-        for arguments in request.document:
-            try:
-                rows.append(self._place(account, arguments))
-            except RequestRefused as refused:
-                rows.append(_refused_row(refused))
-        accepted = sum(row["sCode"] == "0" for row in rows)
-        return {"code": "0" if accepted == len(rows) else "2" if accepted else "1", "msg": "", "data": rows}
-
-    def _place(self, account: Account, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        instrument = str(arguments.get("instId"))
-        kind: Literal["spot", "swap"] = "spot" if instrument.count("-") == 1 else "swap"
-        market = self.exchange.market(instrument, kind)
-        side: Literal["buy", "sell"] = "buy" if arguments.get("side") == "buy" else "sell"
-        is_market = arguments.get("ordType") == "market"
-        with exact_arithmetic():
-            quantity = decimal_of(arguments, "sz") * market.contract_size
-            if kind == "spot" and is_market and side == "buy" and arguments.get("tgtCcy") != "base_ccy":
-                quantity = quantity / self.exchange.prices[market.base] // market.step * market.step
-        slot: Slot = {"long": "long", "short": "short"}.get(str(arguments.get("posSide")), "net")  # type: ignore[assignment]
-        order = self.exchange.place(
-            account, market, side, "market" if is_market else "limit", quantity,
-            price=None if is_market else decimal_of(arguments, "px"), slot=slot,
-            reduce_only=str(arguments.get("reduceOnly", "")).lower() == "true",
-            client_id=str(arguments.get("clOrdId", "")),
-        )  # fmt: skip
-        return {"ordId": order.id, "clOrdId": order.client_id, "tag": "", "sCode": "0", "sMsg": ""}
-
-    def _cancel(self, account: Account, request: ExchangeRequest) -> Any:
-        order = self.exchange.order(account, request.arguments.get("ordId"), request.arguments.get("clOrdId"))
-        self.exchange.cancel(order)
-        return _success([{"ordId": order.id, "clOrdId": order.client_id, "sCode": "0", "sMsg": ""}])
-
-    def _order(self, account: Account, request: ExchangeRequest) -> Any:
-        order = self.exchange.order(account, request.arguments.get("ordId"), request.arguments.get("clOrdId"))
-        return _success([_order(order)])
 
 
 def _success(rows: list[Any]) -> dict[str, Any]:
@@ -266,18 +268,3 @@ def _instrument(market: Market) -> dict[str, Any]:
             "expTime": str(market.delivery_ms or ""), "maxMktAmt": "", "instFamily": pair,
             "settleCcy": market.base if market.inverse else market.quote, "ctVal": value, "ctMult": "1",
             "ctType": "inverse" if market.inverse else "linear", "maxMktSz": market_qty_max}  # fmt: skip
-
-
-def _order(order: Order) -> dict[str, Any]:
-    with exact_arithmetic():
-        size, filled = contracts(order.market, order.quantity), contracts(order.market, order.filled)
-    state = "partially_filled" if order.state == "open" and order.filled else _STATES[order.state]
-    return {
-        "instId": order.market.id, "instType": _type(order.market), "ordId": order.id,
-        "clOrdId": order.client_id, "ordType": order.kind, "side": order.side, "posSide": order.slot,
-        "sz": text_of(size), "px": "" if order.price is None else text_of(order.price), "accFillSz": text_of(filled),
-        "avgPx": text_of(order.average) if order.filled else "", "state": state, "fee": text_of(-order.fee),
-        "feeCcy": order.fee_asset, "tgtCcy": "base_ccy" if order.market.kind == "spot" else "",
-        "reduceOnly": str(order.reduce_only).lower(), "cTime": str(order.created_ms), "uTime": str(order.updated_ms),
-        "fillTime": str(order.updated_ms), "lever": str(LEVERAGE),
-    }  # fmt: skip

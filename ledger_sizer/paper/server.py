@@ -105,7 +105,7 @@ class Venues:
         for venue, dialect in self.dialects.items():
             route = (call.method, call.path)
             if route in dialect.public or route in dialect.private:
-                fault = self.faults[venue].next_for(call.path)
+                fault = self.faults[venue].next_for(call.method, call.path)
                 try:
                     return await respond_with_fault(dialect, call, fault, partial(_respond, dialect, call))
                 except LostConnection:

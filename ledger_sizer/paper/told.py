@@ -17,12 +17,23 @@ def _since(request: ExchangeRequest, name: str) -> int:
     return int(request.arguments.get(name) or 0)
 
 
-def _trades(account: Account, request: ExchangeRequest, since: str, market_id: str) -> list[Trade]:
-    wanted, begin = request.arguments.get(market_id), _since(request, since)
+def _trades(
+    account: Account, request: ExchangeRequest, since: str, until: str, market_id: str, order_id: str = "orderId"
+) -> list[Trade]:
+    """Return the trades that a request is about. The arguments name its parameters."""
+    wanted, order, begin = request.arguments.get(market_id), request.arguments.get(order_id), _since(request, since)
+    end = _since(request, until)
     return [
         trade for trade in account.visible().journal.trades
-        if trade.time_ms >= begin and wanted in (None, trade.market.id)
+        if begin <= trade.time_ms and (not end or trade.time_ms <= end)
+        and wanted in (None, trade.market.id) and order in (None, trade.order_id)
     ]  # fmt: skip
+
+
+def _client_id(account: Account, trade: Trade) -> str:
+    """Return the client order id of the order of a trade, '' without one."""
+    order = account.orders.get(trade.order_id)
+    return order.client_id if order else ""
 
 
 def _movements(account: Account, request: ExchangeRequest, since: str, kind: str, asset: str) -> list[Movement]:
@@ -67,7 +78,7 @@ def binance_activity() -> Routes:
 
 def _binance_trades(account: Account, request: ExchangeRequest, kind: str) -> Any:
     rows = []
-    for one in _trades(account, request, "startTime", "symbol"):
+    for one in _trades(account, request, "startTime", "endTime", "symbol"):
         if one.market.kind != kind:
             continue
         bought = one.quantity > 0
@@ -91,7 +102,7 @@ def _binance_forced(account: Account, request: ExchangeRequest) -> Any:
          "executedQty": _size(one.market, one.quantity), "cumQuote": text_of(abs(one.quantity) * one.price),
          "timeInForce": "IOC", "type": "LIMIT", "side": one.side.upper(), "positionSide": "BOTH",
          "time": one.time_ms, "updateTime": one.time_ms}
-        for one in _trades(account, request, "startTime", "symbol")
+        for one in _trades(account, request, "startTime", "endTime", "symbol")
         if one.cause in (cause, *(("liquidation", "deleveraging") if cause is None else ()))
         and one.cause in ("liquidation", "deleveraging")
     ]  # fmt: skip
@@ -149,8 +160,10 @@ def bybit_activity(success: Callable[[Any], Any], category_of: Callable[[Market]
             rows = [row for row in rows if request.arguments.get("symbol") in (None, row["symbol"])]
         else:
             rows = [
-                _bybit_execution(one) for one in _trades(account, request, "startTime", "symbol")
+                {**_bybit_execution(one), "orderLinkId": _client_id(account, one)}
+                for one in _trades(account, request, "startTime", "endTime", "symbol")
                 if category_of(one.market) == category and kind in (None, _BYBIT_CAUSES[one.cause])
+                and request.arguments.get("orderLinkId") in (None, _client_id(account, one))
             ]  # fmt: skip
         return success({"category": category, "list": rows[::-1], "nextPageCursor": ""})
 
@@ -190,7 +203,7 @@ def bybit_activity(success: Callable[[Any], Any], category_of: Callable[[Market]
 
 def _bybit_execution(one: Trade) -> dict[str, Any]:
     return {
-        "symbol": one.market.id, "orderId": one.order_id, "orderLinkId": "", "side": one.side.capitalize(),
+        "symbol": one.market.id, "orderId": one.order_id, "side": one.side.capitalize(),
         "execId": f"paper-{one.id}", "execPrice": text_of(one.price), "execQty": text_of(abs(one.quantity)),
         "execValue": text_of(abs(one.quantity) * one.price), "execFee": text_of(one.fee), "feeRate": "0",
         "feeCurrency": one.fee_asset, "execTime": str(one.time_ms), "execType": _BYBIT_CAUSES[one.cause],
@@ -220,7 +233,8 @@ def okx_activity(success: Callable[[list[Any]], Any], type_of: Callable[[Market]
 
     def fills(account: Account, request: ExchangeRequest) -> Any:
         return success([
-            _okx_fill(one, type_of(one.market)) for one in reversed(_trades(account, request, "begin", "instId"))
+            {**_okx_fill(one, type_of(one.market)), "clOrdId": _client_id(account, one)}
+            for one in reversed(_trades(account, request, "begin", "end", "instId", "ordId"))
             if request.arguments.get("instType") in (None, type_of(one.market))
         ])  # fmt: skip
 
@@ -252,7 +266,7 @@ def okx_activity(success: Callable[[list[Any]], Any], type_of: Callable[[Market]
 
 def _okx_fill(one: Trade, kind: str) -> dict[str, Any]:
     return {
-        "instType": kind, "instId": one.market.id, "tradeId": str(one.id), "ordId": one.order_id, "clOrdId": "",
+        "instType": kind, "instId": one.market.id, "tradeId": str(one.id), "ordId": one.order_id,
         "billId": str(one.id), "subType": _OKX_CODES[one.cause][one.side == "sell"], "tag": "",
         "fillPx": text_of(one.price), "fillSz": text_of(abs(contracts(one.market, one.quantity))), "side": one.side,
         "posSide": "net", "execType": "T", "feeCcy": one.fee_asset, "fee": text_of(-one.fee), "ts": str(one.time_ms),

@@ -270,7 +270,7 @@ class _Market:
         return self._resting or self._is_young(position)
 
     def _is_young(self, position: Position) -> bool:
-        return position.opened_us > self._as_of_us or position.number in self._state.grown
+        return position.opened_us > self._as_of_us or position.number in self._state.granted_lately
 
     def _step(self, position: Position, target: str, command: SettleCommand) -> Step:
         return Step(f"ledger:settle:{position.number}:{position.updated_seq}:{target}", command)

@@ -5,7 +5,7 @@ The store fills it, `decide` reads it, `apply` changes it, and the store saves t
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ledger_sizer.model.caller import Caller
 from ledger_sizer.model.choices import Outcome, Status
@@ -63,7 +63,8 @@ class PortfolioState:
     so that it must still be so when the decision is stored.
     loaded_seq, loaded_hash: the head before the batch. scopes_known: names whose row, or absence, is known. shared:
     names of all shared scopes (see `ScopeState.shared`) of the portfolio, in order; these are always loaded.
-    grown: numbers of positions that were granted more after the book of a settle was read; loaded for that alone.
+    granted_lately: numbers of positions that were granted more, or longer, after the book of a settle was read; loaded
+    for that alone.
     next_expiry_us: no hold outside `positions` expires before this time; if it has passed, more holds are overdue than
     were loaded. may_expire: whether `positions` may have
     overdue holds; False for a cached state, which is used only while it has none.
@@ -75,7 +76,7 @@ class PortfolioState:
         "desk_status",
         "dirty_positions",
         "dirty_scopes",
-        "grown",
+        "granted_lately",
         "id",
         "last_hash",
         "last_seq",
@@ -114,7 +115,7 @@ class PortfolioState:
         self.may_expire = True
         self.desk_status: Status = "active"
         self.asks_desk = False
-        self.grown: set[int] = set()
+        self.granted_lately: set[int] = set()
         self.loaded_seq = last_seq
         self.loaded_hash = last_hash
 
@@ -180,7 +181,7 @@ class PortfolioState:
     def fork(self) -> "PortfolioState":
         """Return an independent copy, for commands that must all succeed or change nothing."""
         copy = PortfolioState(self.id, self.name, self.last_seq, self.last_hash, self.last_us)
-        copy.scopes = {name: replace(scope) for name, scope in self.scopes.items()}
+        copy.scopes = {name: scope.copy() for name, scope in self.scopes.items()}
         copy.positions = dict(self.positions)
         copy.late_fills = {origin: [*late] for origin, late in self.late_fills.items()}
         copy.records = dict(self.records)
@@ -312,7 +313,7 @@ class PortfolioState:
         self.dirty_scopes.clear()
         self.dirty_positions.clear()
         self.administered.clear()
-        self.grown.clear()
+        self.granted_lately.clear()
         self.asks_desk = False
         self.loaded_seq, self.loaded_hash = self.last_seq, self.last_hash
         self.may_expire = False

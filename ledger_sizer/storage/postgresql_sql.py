@@ -91,9 +91,10 @@ BY_TAGS = (
 )
 """Live positions that may have all the tags of a `tag_filter`."""
 
-GROWN = """SELECT DISTINCT position FROM decisions WHERE portfolio_id = %(id)s AND seq > COALESCE((
+GRANTED_LATELY = """SELECT DISTINCT position FROM decisions WHERE portfolio_id = %(id)s AND seq > COALESCE((
     SELECT seq FROM decisions WHERE portfolio_id = %(id)s AND decided_us <= %(as_of_us)s ORDER BY seq DESC LIMIT 1
-), 0) AND command = 'reserve' AND outcome = 'granted' AND position = ANY(%(numbers)s::bigint[])"""
+), 0) AND command IN ('reserve', 'extend') AND outcome = 'granted' AND left(key, 7) <> 'ledger:'
+    AND position = ANY(%(numbers)s::bigint[])"""
 
 _NAMED_SCOPES = (
     "json_to_recordset(%(scopes)s) AS n(p bigint, k text) JOIN scopes s ON s.portfolio_id = n.p AND s.scope = n.k"

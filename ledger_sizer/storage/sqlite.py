@@ -55,10 +55,11 @@ _BY_TAGS = " UNION ALL ".join(
     for live in ("state = 'open'", f"{PENDING} AND state = 'held'")
 )
 """Live positions that may have all the tags of a `tag_filter`."""
-_GROWN = (
+_GRANTED_LATELY = (
     "SELECT DISTINCT position FROM decisions WHERE portfolio_id = ?1 AND seq > COALESCE((SELECT seq FROM decisions "
     "WHERE portfolio_id = ?1 AND decided_us <= ?2 ORDER BY seq DESC LIMIT 1), 0) "
-    "AND command = 'reserve' AND outcome = 'granted' AND position IN (SELECT value FROM json_each(?3))"
+    "AND command IN ('reserve', 'extend') AND outcome = 'granted' AND substr(key, 1, 7) <> 'ledger:' "
+    "AND position IN (SELECT value FROM json_each(?3))"
 )
 _EXPIRED = f"{_POSITIONS} AND {PENDING} AND expires_us <= ? ORDER BY expires_us, number LIMIT ?"
 _NEXT_EXPIRY = (
@@ -152,7 +153,7 @@ class SqliteStore:
         if need.settle is not None:
             as_of_us = need.settle.as_of_us(until_us)
             asked = (portfolio, as_of_us, json.dumps(changed_lately(state, as_of_us)))
-            state.grown = {row[0] for row in execute(_GROWN, asked)}
+            state.granted_lately = {row[0] for row in execute(_GRANTED_LATELY, asked)}
 
     def write(self, changes: Sequence[PortfolioChanges], *, locked: bool) -> None:
         """Store the changes and commit. Without the lock, use one statement where that is faster.

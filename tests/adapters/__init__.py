@@ -1,1 +1,1 @@
-"""Tests of `ledger_sizer.adapters`."""
+"""Adapters on their real frameworks: a desk, freqtrade, nautilus, ccxt. Those that are not installed are skipped."""

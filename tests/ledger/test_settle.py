@@ -144,6 +144,19 @@ def test_settle_when_a_position_grew_lately_then_its_hold_is_young(ledger: Ledge
     assert settle(ledger, {BTC: (D("1.2"), D(100))}) == [("release", "ledger:settle:1:5:held_only")]
 
 
+def test_settle_when_a_hold_was_extended_lately_then_its_order_may_be_on_the_way(
+    ledger: Ledger, clock: FakeClock
+) -> None:
+    name = hold(ledger, "1", ttl_seconds=90)
+    clock.advance(80)
+    ledger.extend(key="same wish", position_id=name, ttl_seconds=90)
+    assert settle(ledger, {}) == []
+    clock.advance(60)
+    assert settle(ledger, {}, BTC) == [("extend", "ledger:settle:1:2:until_known")]
+    clock.advance(31)
+    assert settle(ledger, {}) == [("release", "ledger:settle:1:3:held_only")], "what settle extended is no newer"
+
+
 def test_settle_when_the_average_price_is_the_bots_then_what_is_added_brings_the_cost_to_it(ledger: Ledger) -> None:
     name = hold(ledger, "1", usd=400)
     ledger.confirm(key="fill", position_id=name, quantity=D(1), price=D(100), rest="hold")

@@ -1,0 +1,121 @@
+"""What a nautilus strategy has: its orders that are out and its positions, as nautilus's cache shows them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from nautilus_trader.model.enums import OrderSide
+from nautilus_trader.model.identifiers import ClientOrderId, PositionId, StrategyId, Venue
+from nautilus_trader.model.orders import Order
+
+from ledger_sizer.adapters.nautilus_orders import (
+    ZERO,
+    Book,
+    book_of,
+    facing,
+    filled_of,
+    market_of,
+    not_countable,
+)
+
+_EXTERNAL = StrategyId("EXTERNAL")
+"""Whom nautilus gives what it finds at an exchange and no strategy claims (`external_order_claims`)."""
+
+
+@dataclass(slots=True)
+class Out:
+    """An order that is out.
+
+    closing: how much of its quantity closes. hold: the position in the ledger for the rest. told: how many coins of the
+    rest the ledger was told to be filled. turned: whether it has closed all that it closes, and opens by now.
+    """
+
+    instrument: Any
+    side: OrderSide
+    quantity: Decimal
+    reduce_only: bool
+    closing: Decimal
+    hold: str | None = None
+    told: Decimal = ZERO
+    turned: bool = False
+
+    @property
+    def opens(self) -> bool:
+        """Whether a part of it opens."""
+        return self.closing < self.quantity
+
+
+class StrategyView:
+    """One strategy's orders and positions. out: the orders that are out, by their names."""
+
+    def __init__(self, strategy: Any) -> None:
+        self._strategy = strategy
+        self.out: dict[ClientOrderId, Out] = {}
+
+    def take_up(self) -> None:
+        """Find the orders that are out, after a restart."""
+        for order in self._strategy.cache.orders(strategy_id=self._strategy.id):
+            name, instrument = order.client_order_id, self._strategy.cache.instrument(order.instrument_id)
+            if not order.is_closed and name not in self.out and instrument is not None:
+                quantity = order.quantity.as_decimal()
+                closing, _ = self.closing(order, quantity, order.position_id)
+                self.out[name] = Out(instrument, order.side, quantity, order.is_reduce_only, closing)
+
+    def orders_of(self, name: ClientOrderId) -> list[Order]:
+        """Return an order as it is now, with those that an execution algorithm made of it."""
+        order = self._strategy.cache.order(name)
+        if order is None:
+            return []
+        if order.exec_spawn_id is None:
+            return [order]
+        orders: list[Order] = self._strategy.cache.orders_for_exec_spawn(name)
+        return orders
+
+    def closing(self, order: Order, quantity: Decimal, position_id: PositionId | None) -> tuple[Decimal, Decimal]:
+        """Return how much of an order closes what the strategy has, and at which price that was opened, at least.
+
+        A child order closes what its parent will have opened; its price is 0, because nothing is free before.
+        """
+        if order.is_reduce_only:
+            return quantity, ZERO
+        parent = self.out.get(order.parent_order_id) if order.parent_order_id is not None else None
+        if parent is not None and parent.side != order.side:
+            return min(quantity, parent.quantity), ZERO
+        linked = order.linked_order_ids or ()
+        outstanding = [
+            max(one.closing - filled_of(self.orders_of(name))[0], ZERO)
+            for name, one in self.out.items()
+            if (one.instrument.id, one.side, one.reduce_only) == (order.instrument_id, order.side, False)
+            and name not in linked  # of which only one can fill
+        ]
+        positions = self._strategy.cache.positions_open(
+            instrument_id=order.instrument_id, strategy_id=self._strategy.id
+        )
+        against = facing(order, positions, position_id, self._strategy.oms_type)
+        has = sum((one.quantity.as_decimal() for one in against), ZERO) - sum(outstanding, ZERO)
+        price = min((Decimal(str(one.avg_px_open)) for one in against), default=ZERO)
+        return min(quantity, max(has, ZERO)), price
+
+    def venues(self) -> list[Venue]:
+        """Return the venues whose markets nautilus has loaded, in order."""
+        return sorted({one.id.venue for one in self._strategy.cache.instruments()}, key=str)
+
+    def book(self, venue: Venue) -> Book:
+        """Return what the strategy has open at a venue."""
+        return self._book(self._strategy.cache.positions_open(venue=venue, strategy_id=self._strategy.id))
+
+    def found(self, venue: Venue) -> Book:
+        """Return what nautilus found open at a venue, after a restart, and gives to no strategy."""
+        return self._book(self._strategy.cache.positions_open(venue=venue, strategy_id=_EXTERNAL))
+
+    def resting(self, venue: Venue) -> list[str]:
+        """Return the markets where orders are out that open something, or that nautilus gives to no strategy."""
+        cache = self._strategy.cache
+        opening = [one.instrument for one in self.out.values() if one.opens and one.instrument.id.venue == venue]
+        found = [cache.instrument(one.instrument_id) for one in cache.orders_open(venue=venue, strategy_id=_EXTERNAL)]
+        return sorted({market_of(instrument) for instrument in (*opening, *found) if instrument is not None})
+
+    def _book(self, positions: Iterable[Any]) -> Book:
+        pairs = [(one, self._strategy.cache.instrument(one.instrument_id)) for one in positions]
+        return book_of([pair for pair in pairs if pair[1] is not None and not_countable(pair[1]) is None])
