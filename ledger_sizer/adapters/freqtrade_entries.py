@@ -30,6 +30,9 @@ _FORGOTTEN_SECONDS = 60.0
 _LOOK_SECONDS = 10.0
 """Between two looks for a lost order, and before the first: an exchange may list an order late."""
 
+_CLOCKS_SECONDS = 10
+"""How far this machine's clock may be ahead of the exchange's."""
+
 _ROUNDED = Decimal("1e-10")
 
 _TRIM_MAX = Decimal("0.2")
@@ -113,9 +116,7 @@ class Entries:
         if entry is None:
             raise DependencyException(f"The ledger granted no entry in {pair}: the order is not sent.")
         order = {**order, "amount": self._fitting(entry, order)}
-        entry.sent = SentOrder(
-            pair, entry.name, order["side"], order["amount"], order["rate"], datetime.now(UTC)
-        )
+        entry.sent = SentOrder(pair, entry.name, order["side"], order["amount"], order["rate"], datetime.now(UTC))
         entry.stage = "sending"
         if not self.settle():
             self._end(entry)
@@ -158,18 +159,25 @@ class Entries:
 
     # The level.
 
-    def settle(self) -> bool:
-        """Bring the ledger in line with freqtrade's database. Return whether it is. Never raises."""
+    def settle(self, *, look: bool = False) -> bool:
+        """Bring the ledger in line with freqtrade's database. Return whether it is. Never raises.
+
+        look: also ask the exchange for lost orders, which may take long.
+        """
         try:
             with self._level:
-                return self._settle()
+                return self._settle(look=look)
         except Exception:
             log.exception("The trades could not be declared to the ledger")
             return False
 
-    def _settle(self) -> bool:
+    def _settle(self, *, look: bool) -> bool:
         with self._lock:
             entries = list(self._entries)
+        if look:
+            for entry in entries:
+                if entry.stage == "lost" and time.monotonic() >= entry.look_at:
+                    self._look_for(entry)
         over = [entry for entry in entries if self._is_over(entry)]
         opened, resting = book.read_book()
         live = {entry.pair for entry in entries if entry.stage != "asked" and entry not in over}
@@ -181,10 +189,10 @@ class Entries:
 
     def _is_over(self, entry: _Entry) -> bool:
         """Whether no order of an entry is out any more, nor will be."""
-        if entry.stage == "sending":
+        if entry.stage in ("sending", "lost"):
             return False
-        if entry.stage == "lost":
-            return self._never_arrived(entry)
+        if entry.stage == "never arrived":
+            return True
         # A thread that is here again has ended what it did before.
         left = entry.thread == threading.get_ident() or time.monotonic() - entry.began > _FORGOTTEN_SECONDS
         if entry.order_id is None:
@@ -192,23 +200,23 @@ class Entries:
         is_open = book.order_state(entry.pair, entry.order_id)
         return left if is_open is None else not is_open
 
-    def _never_arrived(self, entry: _Entry) -> bool:
-        """Look for a lost order at the exchange. Whether it is not there, or ended without a fill."""
+    def _look_for(self, entry: _Entry) -> None:
+        """Look for a lost order at the exchange: freqtrade knows it, or it is not there, or it stays lost."""
         sent = entry.sent
-        if sent is None or time.monotonic() < entry.look_at:
-            return False
+        if sent is None:
+            return
         entry.look_at = time.monotonic() + _LOOK_SECONDS
         known = book.known_orders(entry.pair)
         try:
-            orders = self._exchange.fetch_orders(entry.pair, sent.since - timedelta(seconds=10))
+            orders = self._exchange.fetch_orders(entry.pair, sent.since - timedelta(seconds=_CLOCKS_SECONDS))
         except Exception as error:  # noqa: BLE001 - whatever it is, the order's fate stays unknown
             log.warning("%s: cannot look for an order of unknown fate: %s", entry.pair, error)
-            return False
+            return
         alike = [order for order in orders if _is_alike(self._exchange, order, sent)]
         for order in alike:
             if str(order["id"]) in known:
                 entry.order_id, entry.stage = str(order["id"]), "out"
-                return self._is_over(entry)
+                return
         alive = [order for order in alike if order["status"] == "open" or order.get("filled")]
         for order in alive:
             log.error(
@@ -216,7 +224,8 @@ class Entries:
                 "Cancel it, or sell what it bought, at the exchange",
                 entry.pair, order["id"], order["amount"], order["status"],
             )  # fmt: skip
-        return not alive
+        if not alive:
+            entry.stage = "never arrived"
 
     # Book-keeping.
 
@@ -240,8 +249,8 @@ class Entries:
 
 def _is_alike(exchange: Any, order: dict[str, Any], sent: SentOrder) -> bool:
     """Whether an order of the exchange may be the one that was sent."""
-    amount = exchange.amount_to_precision(sent.pair, sent.amount)
-    return order["side"] == sent.side and abs(float(order["amount"] or 0) - amount) <= amount * 1e-6
+    amount = exchange.amount_to_contract_precision(sent.pair, sent.amount)
+    return bool(order["side"] == sent.side and abs(float(order["amount"] or 0) - amount) <= amount * 1e-6)
 
 
 def _float_below(exact: Decimal) -> float:

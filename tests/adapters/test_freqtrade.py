@@ -1,4 +1,4 @@
-"""`DeskMixin` in the real freqtrade bot, trading at the paper venue: each trap that freqtrade has, and what comes of it."""
+"""`DeskMixin` in the real freqtrade bot, trading at the paper venue: each of its traps."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import pytest
 
 pytest.importorskip("freqtrade", reason="freqtrade is not installed here; `make bots` has it")
 
-from freqtrade.enums import RunMode, SignalDirection  # noqa: E402
-from freqtrade.exceptions import ConfigurationError, ExchangeError  # noqa: E402
-from freqtrade.freqtradebot import FreqtradeBot  # noqa: E402
-from freqtrade.persistence import Trade  # noqa: E402
-from freqtrade.rpc import RPC  # noqa: E402
-from freqtrade.strategy import IStrategy  # noqa: E402
+from freqtrade.enums import RunMode
+from freqtrade.exceptions import ConfigurationError, ExchangeError
+from freqtrade.freqtradebot import FreqtradeBot
+from freqtrade.persistence import Trade
+from freqtrade.rpc import RPC
+from freqtrade.strategy import IStrategy
 
-from ledger_sizer import Ledger  # noqa: E402
-from ledger_sizer.adapters.freqtrade import DeskMixin  # noqa: E402
-from ledger_sizer.adapters.freqtrade_settings import DeskSettings  # noqa: E402
-from ledger_sizer.model.errors import InvalidRequest  # noqa: E402
-from ledger_sizer.paper import PaperControl, PaperServer  # noqa: E402
-from tests.support.freqtrade_bots import VENUE, configuration, running  # noqa: E402
-from tests.support.ledgers import assert_verified  # noqa: E402
+from ledger_sizer import Ledger
+from ledger_sizer.adapters.freqtrade import DeskMixin
+from ledger_sizer.adapters.freqtrade_settings import DeskSettings
+from ledger_sizer.model.errors import InvalidRequest
+from ledger_sizer.paper import PaperControl, PaperServer
+from tests.support.freqtrade_bots import VENUE, configuration, running
+from tests.support.ledgers import assert_verified
 
 # The framework's own dependencies warn.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -204,6 +204,15 @@ def test_force_enter_when_it_brings_its_own_leverage_then_that_is_counted(
     assert [order.quantity * order.price for order in orders(venue)] == [150]
 
 
+def test_settle_when_a_market_is_named_by_thousands_then_coins_are_counted(make: Make, ledger: Ledger) -> None:
+    bot = make(trading_mode="futures")
+    RPC(bot)._rpc_force_entry("1000PEPE/USDT:USDT", None)
+    bot.enter_positions = lambda _slots: 0
+    loops(bot, 2)
+    [position] = ledger.positions("main", state="open").items
+    assert (position.quantity, opened(ledger)) == (D(6_000_000), D(60))
+
+
 # Orders that do not fill.
 
 
@@ -213,10 +222,10 @@ def test_cancel_when_an_entry_is_unfilled_then_its_hold_is_freed_without_a_callb
     control.fills(at_once=False)
     bot = make()
     bot.process()
-    bot.strategy.ft_check_timed_out = lambda *given: True
+    bot.strategy.ft_check_timed_out = lambda *_given: True
     [position] = ledger.positions("main", state="held").items
     assert (position.until_known, held(ledger)) == (True, D(60))
-    bot.enter_positions = lambda slots: 0  # type: ignore[method-assign]
+    bot.enter_positions = lambda _slots: 0
     loops(bot)
     assert (orders(venue, "open"), held(ledger)) == ([], D(0))
 
@@ -230,7 +239,7 @@ def test_settle_when_an_entry_is_partly_filled_then_the_part_is_open_and_the_res
     control.fill(orders(venue)[0].id, D("0.0005"))
     loops(bot)
     assert (held(ledger), opened(ledger)) == (D(35), D(25))
-    bot.strategy.ft_check_timed_out = lambda *given: True
+    bot.strategy.ft_check_timed_out = lambda *_given: True
     loops(bot)
     assert (held(ledger), opened(ledger)) == (D(0), D(25))
 
@@ -323,7 +332,7 @@ def test_create_order_when_its_answer_is_lost_then_it_is_held_until_its_fate_is_
         bot.execute_entry(BTC, 100.0)
     assert (Trade.get_open_trades(), held(ledger)) == ([], D(60))
     bot.strategy._desk_entries._entries[0].look_at = 0.0
-    bot.strategy._desk_entries.settle()
+    bot.strategy._desk_entries.settle(look=True)
     assert held(ledger) == (60 if arrives else 0)
 
 
@@ -348,7 +357,7 @@ def test_restart_when_killed_at_the_order_then_the_hold_ends_only_with_the_order
         bot.process()
     bot.strategy._desk_entries = None  # no last settlement either
     bot = make()
-    bot.enter_positions = lambda slots: 0  # type: ignore[method-assign]
+    bot.enter_positions = lambda _slots: 0
     bot.process()
     assert held(ledger) == (60 if arrives else 0)
     if arrives:
@@ -365,9 +374,7 @@ def test_restart_when_positions_are_open_then_they_stay_counted_once(make: Make,
     assert (held(ledger), opened(ledger)) == (D(0), D(60))
 
 
-def test_force_enter_when_ten_come_at_once_then_the_cap_holds(
-    make: Make, ledger: Ledger, venue: PaperServer
-) -> None:
+def test_force_enter_when_ten_come_at_once_then_the_cap_holds(make: Make, ledger: Ledger, venue: PaperServer) -> None:
     bot = make(stake_amount=25)
     rpc = RPC(bot)
 
@@ -380,7 +387,7 @@ def test_force_enter_when_ten_come_at_once_then_the_cap_holds(
         list(pool.map(force, range(10)))
     total = sum(order.quantity * order.price for order in orders(venue))
     assert D(50) <= total <= D(60)
-    bot.enter_positions = lambda slots: 0  # type: ignore[method-assign]
+    bot.enter_positions = lambda _slots: 0
     loops(bot)
     assert (held(ledger), opened(ledger)) == (D(0), total)
 
@@ -411,7 +418,7 @@ def test_start_when_it_is_a_backtest_then_the_ledger_is_not_needed(tmp_path: Pat
     class Mine(DeskMixin, IStrategy):
         timeframe = "1m"
 
-        def populate_indicators(self, dataframe: Any, metadata: Any) -> Any:
+        def populate_indicators(self, dataframe: Any, _metadata: Any) -> Any:
             return dataframe
 
     Mine(config).ft_bot_start()
@@ -438,9 +445,7 @@ def test_start_when_a_setting_is_wrong_then_the_bot_ends_and_says_which(
         FreqtradeBot(config)
 
 
-def test_start_when_the_ledger_is_away_then_the_bot_starts_and_buys_nothing(
-    tmp_path: Path, venue: PaperServer
-) -> None:
+def test_start_when_the_ledger_is_away_then_the_bot_starts_and_buys_nothing(tmp_path: Path, venue: PaperServer) -> None:
     block = {"url": "http://127.0.0.1:1", "bot": "a"}
     with running(configuration(tmp_path / "bot", venue, ledger_sizer=block)) as bot:
         bot.process()
