@@ -89,10 +89,12 @@ def order_state(pair: str, order_id: str) -> bool | None:
         return None if found is None else found.ft_is_open
 
 
-def known_orders(pair: str) -> set[str]:
-    """Return the ids of all orders of a pair that freqtrade knows."""
+def known_orders(pair: str, side: str, since: datetime) -> dict[str, float | None]:
+    """Return the coins of the orders of a pair that freqtrade knows, by id; None where the exchange told none."""
+    begin = since.astimezone(UTC).replace(tzinfo=None)
+    wanted = Order.ft_pair == pair, Order.ft_order_side == side, Order.order_date >= begin
     with _reading() as session:
-        return set(session.scalars(select(Order.order_id).where(Order.ft_pair == pair)))
+        return dict(session.execute(select(Order.order_id, Order.amount).where(*wanted)).tuples().all())
 
 
 def leverage_of(pair: str) -> float | None:

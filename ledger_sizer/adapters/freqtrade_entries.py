@@ -50,6 +50,8 @@ class _Entry:
     order_id: str | None = None
     sent: SentOrder | None = None
     look_at: float = 0.0
+    told: set[str] = field(default_factory=set)
+    restored: bool = False
 
 
 class Entries:
@@ -65,7 +67,7 @@ class Entries:
         self._entries: list[_Entry] = []
         if not dry_run:
             for sent in book.written_down():
-                lost = _Entry(sent.pair, sent.name, Decimal(0), "lost", sent=sent)
+                lost = _Entry(sent.pair, sent.name, Decimal(0), "lost", sent=sent, restored=True)
                 self._entries.append(lost)
 
     # Sizing.
@@ -118,11 +120,14 @@ class Entries:
         order = {**order, "amount": self._fitting(entry, order)}
         entry.sent = SentOrder(pair, entry.name, order["side"], order["amount"], order["rate"], datetime.now(UTC))
         entry.stage = "sending"
-        if not self.settle():
+        try:
+            if not self.settle():
+                raise DependencyException(f"The ledger is away: the order for {pair} is not sent.")
+            if not self._dry_run:
+                book.write_down(entry.sent)
+        except BaseException:
             self._end(entry)
-            raise DependencyException(f"The ledger is away: the order for {pair} is not sent.")
-        if not self._dry_run:
-            book.write_down(entry.sent)
+            raise
         try:
             answer = create_order(**order)
         except InvalidOrderException:  # the exchange refused it
@@ -206,19 +211,29 @@ class Entries:
         if sent is None:
             return
         entry.look_at = time.monotonic() + _LOOK_SECONDS
-        known = book.known_orders(entry.pair)
+        begin = sent.since - timedelta(seconds=_CLOCKS_SECONDS)
+        known = book.known_orders(entry.pair, sent.side, begin)
+        if entry.restored:  # freqtrade may have written the order down just before the end
+            taken = {one.order_id for one in self._entries}
+            for order_id, amount in known.items():
+                if order_id not in taken and (amount is None or self._is_alike(sent, sent.side, amount)):
+                    entry.order_id, entry.stage = order_id, "out"
+                    return
         try:
-            orders = self._exchange.fetch_orders(entry.pair, sent.since - timedelta(seconds=_CLOCKS_SECONDS))
+            orders = self._exchange.fetch_orders(entry.pair, begin)
         except Exception as error:  # noqa: BLE001 - whatever it is, the order's fate stays unknown
             log.warning("%s: cannot look for an order of unknown fate: %s", entry.pair, error)
             return
-        alike = [order for order in orders if _is_alike(self._exchange, order, sent)]
-        for order in alike:
-            if str(order["id"]) in known:
-                entry.order_id, entry.stage = str(order["id"]), "out"
-                return
+        alike = [
+            order
+            for order in orders
+            if str(order["id"]) not in known and self._is_alike(sent, order["side"], order["amount"] or 0)
+        ]
         alive = [order for order in alike if order["status"] == "open" or order.get("filled")]
         for order in alive:
+            if order["id"] in entry.told:
+                continue
+            entry.told.add(order["id"])
             log.error(
                 "%s: order %s of %s coins was sent and freqtrade does not know it (%s). Its USD stay held. "
                 "Cancel it, or sell what it bought, at the exchange",
@@ -226,6 +241,11 @@ class Entries:
             )  # fmt: skip
         if not alive:
             entry.stage = "never arrived"
+
+    def _is_alike(self, sent: SentOrder, side: str, amount: float) -> bool:
+        """Whether an order of this side and of so many coins may be the one that was sent."""
+        coins = self._exchange.amount_to_contract_precision(sent.pair, sent.amount)
+        return bool(side == sent.side and abs(amount - coins) <= coins * 1e-6)
 
     # Book-keeping.
 
@@ -245,12 +265,6 @@ class Entries:
         self.desk.release(entry.pair, wish=entry.name)
         if entry.sent is not None and not self._dry_run:
             book.forget(entry.name)
-
-
-def _is_alike(exchange: Any, order: dict[str, Any], sent: SentOrder) -> bool:
-    """Whether an order of the exchange may be the one that was sent."""
-    amount = exchange.amount_to_contract_precision(sent.pair, sent.amount)
-    return bool(order["side"] == sent.side and abs(float(order["amount"] or 0) - amount) <= amount * 1e-6)
 
 
 def _float_below(exact: Decimal) -> float:
