@@ -22,6 +22,7 @@ from freqtrade.strategy import IStrategy
 
 from ledger_sizer import Ledger
 from ledger_sizer.adapters.freqtrade import DeskMixin
+from ledger_sizer.adapters.freqtrade_book import written_down  # noqa: E402
 from ledger_sizer.adapters.freqtrade_settings import DeskSettings
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.paper import PaperControl, PaperServer
@@ -327,7 +328,7 @@ def test_create_order_when_its_answer_is_lost_then_it_is_held_until_its_fate_is_
 ) -> None:
     control.fills(at_once=False)
     bot = make()
-    control.fault("lost_answer" if arrives else "timeout", "order/create")
+    control.fault("lost_answer" if arrives else "timeout", "order/create", seconds=0.3)
     with suppress(ExchangeError):
         bot.execute_entry(BTC, 100.0)
     assert (Trade.get_open_trades(), held(ledger)) == ([], D(60))
@@ -365,6 +366,23 @@ def test_restart_when_killed_at_the_order_then_the_hold_ends_only_with_the_order
         bot.strategy._desk_entries._entries[0].look_at = 0.0
         bot.process()
         assert held(ledger) == 0
+
+
+def test_restart_when_killed_with_an_order_out_then_its_hold_follows_the_order(
+    make: Make, ledger: Ledger, venue: PaperServer, control: PaperControl
+) -> None:
+    control.fills(at_once=False)
+    bot = make()
+    bot.process()
+    bot.strategy._desk_entries = None  # as SIGKILL: no last settlement
+    control.fill(orders(venue)[0].id, D("0.0005"))
+    bot = make()
+    bot.process()
+    assert (held(ledger), opened(ledger)) == (D(35), D(25))
+    control.fill(orders(venue)[0].id)
+    loops(bot, 2)
+    assert (held(ledger), opened(ledger)) == (D(0), D(60))
+    assert written_down() == []
 
 
 def test_restart_when_positions_are_open_then_they_stay_counted_once(make: Make, ledger: Ledger) -> None:
