@@ -1,4 +1,4 @@
-"""`python -m benchmarks throughput`, `curve`, `service`, `reconcile`, `drifts`, `audit`, `scale`, `rows`, `pools`."""
+"""`python -m benchmarks throughput`, `curve`, `service`, `reconcile`, `drifts`, `audit`, `scale`, `memory` ..."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import audit, curve, drifts, pools, reconcile, rows, scale, service, throughput
+from benchmarks import audit, curve, drifts, memory, pools, reconcile, rows, scale, service, throughput
 from benchmarks.measure import BenchmarkError, Pace
 from benchmarks.servers import Engine
 
@@ -75,6 +75,12 @@ def _rows(given: Namespace) -> None:
 def _pools(given: Namespace) -> None:
     """Compare the CPU of commands of a portfolio without pools and of one with three guaranteed pools."""
     pools.run(pools.Plan(**_shared(given), pairs=SHORT_PAIRS if given.short else given.pairs))
+
+
+def _memory(given: Namespace) -> None:
+    """Compare deciding alone with a ledger in memory and with one in a SQLite file: CPU of a command."""
+    shared = {**_shared(given), "engines": ("sqlite",)}
+    memory.run(memory.Plan(**shared, rounds=SHORT_PAIRS if given.short else given.rounds))
 
 
 def _reconcile(given: Namespace) -> None:
@@ -157,6 +163,8 @@ def _parser() -> ArgumentParser:
     added.add_argument("--rows", type=_at_least(2_000), default=200_000, metavar="N", help="length of the long table")
     added = command(_pools)
     added.add_argument("--pairs", type=_at_least(1), default=10, metavar="N", help="of turns, one of each portfolio")
+    added = command(_memory)
+    added.add_argument("--rounds", type=_at_least(1), default=20, metavar="N", help="of turns, each of every form")
     added = timed_command(_reconcile, seconds=10.0, rounds=3)
     added.add_argument("--positions", type=_at_least(1), default=10_000, metavar="N", help="open on each side")
     added.add_argument(

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -39,6 +40,7 @@ class Watch:
 
     def __init__(self, exchange: PaperExchange) -> None:
         self._exchange = exchange
+        self._lock = threading.Lock()
         self._coins: dict[tuple[str, str], tuple[Decimal, Decimal]] = {}
         self._read: dict[str, int] = {}
         self.most = NOTHING
@@ -67,8 +69,8 @@ class Watch:
 
     def book(self, account: Account) -> dict[str, tuple[Decimal, Decimal]]:
         """Return coins and their cost by market, what is flat left out."""
-        with exact_arithmetic():
-            trades = account.journal.trades
+        with self._lock, exact_arithmetic():
+            trades = list(account.journal.trades)
             for trade in trades[self._read.get(account.api_key, 0) :]:
                 if trade.market.kind == "spot":
                     self._take(account.api_key, trade)

@@ -14,9 +14,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from bots.rounds import Outcome, Round
+
 from bots.market_data import market_bars
 from bots.nautilus_exposure import Exposure
-from bots.rounds import Outcome, Round
 
 CAP_USD = Decimal(1500)
 SIZE_USD = Decimal(180)

@@ -10,9 +10,9 @@ Fail closed: whatever goes wrong, the answer is 0 and the log says why, once.
 import threading
 import time
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from datetime import datetime
 from decimal import Decimal
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Self, TypeVar, cast
 
 from ledger_sizer.adapters.bounded_calls import BoundedCalls, NoAnswer
@@ -68,12 +68,16 @@ class Desk:
 
         Raises `InvalidRequest`, and what a ledger raises that cannot be opened; one that is away is opened later.
         """
-        if patience_seconds is not None and not patience_seconds > 0:
+        if patience_seconds is not None and not (_is_number(patience_seconds) and patience_seconds > 0):
             raise InvalidRequest(
                 f"patience_seconds must be above 0, or None, got {patience_seconds!r}", field="patience_seconds"
             )
-        if not repeat_seconds >= 0:
+        if not (_is_number(repeat_seconds) and repeat_seconds >= 0):
             raise InvalidRequest(f"repeat_seconds must be 0 or more, got {repeat_seconds!r}", field="repeat_seconds")
+        if not isinstance(ledger, str) and (not hasattr(ledger, "settle") or iscoroutinefunction(ledger.settle)):
+            raise InvalidRequest(
+                f"ledger must be a Ledger, a LedgerClient or a URL, got {ledger!r:.100}", field="ledger"
+            )
         self.portfolio = portfolio_name(portfolio)
         self.tags = tags_of(tags if tags is not None else {"bot": _client_of(ledger)})
         if not self.tags or "symbol" in self.tags or EXTERNAL_TAG in self.tags:
@@ -99,8 +103,13 @@ class Desk:
         )
         self._owned = isinstance(ledger, str)
         self._closed = False
-        with suppress(Unavailable):  # the first call says so
+        try:
             _ = self._at_ledger.ledger
+        except Unavailable as error:
+            self._outage_began(_text_of(error))
+        except Exception:
+            self._calls.close()
+            raise
 
     def ask(
         self,
@@ -226,6 +235,10 @@ def _opened(
         return cast("DeskLedger", LedgerClient(ledger, api_key))
     policy = RetryPolicy(give_up_seconds=patience_seconds)
     return cast("DeskLedger", LedgerClient(ledger, api_key, timeout_seconds=patience_seconds, patience=policy))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
 
 
 def _is_http(url: str) -> bool:

@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any
 
 from nautilus_trader.backtest.engine import BacktestEngine
+from nautilus_trader.common.component import LiveClock
 from nautilus_trader.config import StrategyConfig
 from nautilus_trader.core.uuid import UUID4
 from nautilus_trader.model.events import OrderDenied, OrderEvent, OrderInitialized
@@ -35,7 +36,7 @@ from ledger_sizer.config import AppSettings
 from ledger_sizer.ledger.ledger import Ledger
 from ledger_sizer.model.errors import Busy, InvalidRequest, Unavailable
 
-_ENDPOINT = "LedgerSizer.ledger"
+ENDPOINT = "LedgerSizer.ledger"
 """Where the strategies of a backtest ask for its ledger, on the engine's own message bus."""
 
 _AWAY_SECONDS = 3.0
@@ -79,7 +80,7 @@ def ledger_of(
         clock=lambda: _EPOCH + timedelta(microseconds=clock.timestamp_ns() // 1000), settings=settings
     )
     _shared_of(bus)
-    bus.send(_ENDPOINT, ledger)
+    bus.send(ENDPOINT, ledger)
     if cap is not None:
         ledger.set_cap(key="ledger_of", portfolio=portfolio, cap=cap, max_position_usd=cap)
     return ledger
@@ -160,8 +161,8 @@ def _call_directly(ledger: Ledger, work: Callable[[Any], Any]) -> Any:
 
 def _shared_of(bus: Any) -> None:
     """Put what strategies share on the bus, where it is not there yet."""
-    if _ENDPOINT not in bus.endpoints():
-        bus.register(_ENDPOINT, _Shared())
+    if ENDPOINT not in bus.endpoints():
+        bus.register(ENDPOINT, _Shared())
 
 
 class DeskStrategy(Strategy):  # type: ignore[misc]
@@ -289,13 +290,11 @@ class DeskStrategy(Strategy):  # type: ignore[misc]
     def _ledger_calls(self) -> Call:
         asked = _Asked(self._setting("ledger"), self._setting("api_key"), self._setting("patience_seconds"))
         _shared_of(self.msgbus)
-        self.msgbus.send(_ENDPOINT, asked)
-        if asked.call is None:
-            raise InvalidRequest(
-                f"{self.id} has no ledger: call ledger_of(engine) before a backtest, or give a live strategy "
-                'desk_ledger="http://..."',
-                field="desk_ledger",
-            )
+        self.msgbus.send(ENDPOINT, asked)
+        live = isinstance(self.clock, LiveClock)
+        if asked.call is None or isinstance(asked.call, _LiveLedger) > live:
+            cure = 'give it desk_ledger="http://..."' if live else "call ledger_of(engine) before the backtest"
+            raise InvalidRequest(f"{self.id} has no ledger: {cure}", field="desk_ledger")
         return asked.call
 
     def _setting(self, name: str) -> Any:

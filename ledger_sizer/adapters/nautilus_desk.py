@@ -144,7 +144,8 @@ class StrategyDesk:
         out.hold = self._from_budget(order, usd)
         if out.hold is None:
             tags = self._tags_of(instrument)
-            out.hold = self._reserve(str(order.client_order_id), usd, usd, until_known=True, tags=tags).position_id
+            name = str(order.client_order_id)
+            out.hold = self._reserve(name, usd, usd, until_known=True, tags=tags, reference=name).position_id
         return out
 
     def _from_budget(self, order: Order, usd: Decimal) -> str | None:

@@ -37,7 +37,7 @@ def market_rules_of(client: Any) -> list[MarketRules]:
     for symbol in sorted(client.markets):
         market = client.markets[symbol]
         if market.get("spot") or market.get("swap") or market.get("future"):
-            found.append(_rules(client, market))
+            found.append(rules_of(client, market))
     return found
 
 
@@ -60,7 +60,8 @@ def _kind_of(market: dict[str, Any]) -> MarketKind:
     return "spot" if market.get("spot") else "swap" if market.get("swap") else "future"
 
 
-def _rules(client: Any, market: dict[str, Any]) -> MarketRules:
+def rules_of(client: Any, market: dict[str, Any]) -> MarketRules:
+    """Return the rules of one market, or why they cannot be used. client: a ccxt client whose `number` is `str`."""
     kind = _kind_of(market)
     # ccxt sets `active` to None where the exchange does not say. Only False means closed.
     active = market.get("active") is not False
@@ -120,7 +121,7 @@ def _instrument(client: Any, market: dict[str, Any]) -> InstrumentInfo:
         **said,
         multiplier=Decimal(split_factor(base)[0]),
         max_notional=_max_notional(client.id, market),
-        buys_by_cost=_buys_by_cost(client, market),
+        buys_by_cost=buys_by_cost(client, market),
     )
 
 
@@ -156,7 +157,7 @@ def _max_notional(venue: str, market: dict[str, Any]) -> Decimal | None:
     return min([maximum for maximum in maxima if maximum], default=None)
 
 
-def _buys_by_cost(client: Any, market: dict[str, Any]) -> bool:
+def buys_by_cost(client: Any, market: dict[str, Any]) -> bool:
     """Whether ccxt takes the cost of a market buy here instead of an amount.
 
     Its option `createMarketBuyOrderRequiresPrice` says so, in the options or in those of `createOrder`: it wants a

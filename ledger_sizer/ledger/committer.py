@@ -11,8 +11,8 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import groupby
+from typing import NamedTuple
 
 from ledger_sizer.ledger.writer import Answer
 from ledger_sizer.model.decisions import DecisionRecord, Result
@@ -27,6 +27,7 @@ from ledger_sizer.storage.state_cache import StateCache
 from ledger_sizer.storage.write_store import (
     FenceLost,
     PortfolioChanges,
+    PortfolioNeed,
     StaleState,
     WriteStore,
     changes_of,
@@ -45,8 +46,7 @@ Observe = Callable[[Sequence[DecisionRecord], float], None]
 """Called after every commit: the decisions recorded, and the seconds from the start of deciding to the commit."""
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(NamedTuple):
     """A decided batch that is not stored yet.
 
     locked: decided on loaded state, in a transaction that is still open. denials: what is to be remembered of it, once
@@ -120,7 +120,7 @@ class Committer:
         """Decide a batch on cached state. None where that is not enough: call `answer` when all before is stored."""
         try:
             with self._decide_lock:
-                return self._decide_from_cache(groups, frozenset())
+                return self._decide_from_cache(groups, needs_of(groups), frozenset())
         except Exception:  # noqa: BLE001 - `answer` meets the same error and reports it
             return None
 
@@ -212,11 +212,11 @@ class Committer:
         return fault
 
     def _decide(self, groups: Sequence[Group], own_hashes: frozenset[str]) -> Draft:
-        draft = self._decide_from_cache(groups, own_hashes)
+        needs = needs_of(groups)
+        draft = self._decide_from_cache(groups, needs, own_hashes)
         if draft is not None:
             return draft
         started = time.perf_counter()
-        needs = needs_of(groups)
         self._cache.add_cached_scopes(needs)
         states, now_us = self._store.begin(needs, self._now_us(), self._policy.new_portfolio_cap_e8)
         denials = BatchDenials(self._denials, locked=True)
@@ -224,23 +224,29 @@ class Committer:
         _log_defects(results)
         return self._make_draft(groups, results, states, denials, started, locked=True)
 
-    def _decide_from_cache(self, groups: Sequence[Group], own_hashes: frozenset[str]) -> Draft | None:
+    def _decide_from_cache(
+        self, groups: Sequence[Group], needs: dict[str, PortfolioNeed], own_hashes: frozenset[str]
+    ) -> Draft | None:
         started = time.perf_counter()
         now_us = self._now_us()
         if now_us is None:
             now_us = self._store.clock_us()
         if now_us is None or self._may_repeat_denials(groups, now_us):
             return None
-        states = self._cache.take(needs_of(groups), now_us)
+        states = self._cache.take(needs, now_us)
         if states is None:
             return None
         denials = BatchDenials(self._denials, locked=False)
         results = decide_batch(states, groups, now_us, self._policy, own_hashes, denials)
-        if any(isinstance(result, LedgerError) for group in results for result in group):
-            raise StaleState("a rule's error may be the replay of a key that was not looked up")
+        for answers in results:
+            for result in answers:
+                if isinstance(result, LedgerError):
+                    raise StaleState("a rule's error may be the replay of a key that was not looked up")
         return self._make_draft(groups, results, states, denials, started, locked=False)
 
     def _may_repeat_denials(self, groups: Sequence[Group], now_us: int) -> bool:
+        if self._denials.idle(now_us):
+            return False
         single = [group for group in groups if not group.atomic]
         commands = ((command, group.caller) for group in single for command in group.commands)
         return self._denials.may_repeat(commands, now_us)
@@ -264,16 +270,16 @@ class Committer:
     def _save(self, draft: Draft) -> None:
         self._store.write(draft.changes, locked=draft.locked)
         self._write_failed = False
-        self._remember(draft.denials)
-        recorded = draft.recorded
+        if draft.denials.any:
+            self._remember(draft.denials)
         if self.observe is not None:
             try:
-                self.observe(recorded, time.perf_counter() - draft.started)
+                self.observe(draft.recorded, time.perf_counter() - draft.started)
             except Exception:
                 log.warning("ledger.observer_failed", exc_info=True)
         if _stdlib_log.isEnabledFor(logging.INFO):
             extra_fields = log_fields_by_hash(draft.groups, draft.results)
-            for record in recorded:
+            for record in draft.recorded:
                 log.info("decision", **record.logged(), **extra_fields.get(record.hash, {}))
 
     def _remember(self, denials: BatchDenials) -> None:

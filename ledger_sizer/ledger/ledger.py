@@ -21,8 +21,9 @@ from ledger_sizer.config import AppSettings
 from ledger_sizer.exchanges.instrument_names import InstrumentResolver
 from ledger_sizer.history.archive_files import archive_files_from
 from ledger_sizer.history.archiver import ARCHIVE_FOLDER, ArchiveReport, archive, require_outside_key_window
-from ledger_sizer.ledger.committer import Committer, Observe
+from ledger_sizer.ledger.committer import Committer, Draft, Observe
 from ledger_sizer.ledger.groups import all_answers, group_of, group_of_one, only_decision, prepared
+from ledger_sizer.ledger.inline_writer import InlineWriter
 from ledger_sizer.ledger.reads import LedgerReads
 from ledger_sizer.ledger.release_all import ReleaseAllMethods
 from ledger_sizer.ledger.settle import SettleMethods
@@ -69,6 +70,13 @@ def _open_store(engine: Engine, settings: AppSettings, guard: ClockGuard) -> Wri
     return PostgresStore(engine, guard, lock_timeout_seconds=settings.ledger.busy_timeout_seconds)
 
 
+def _memory_store(guard: ClockGuard) -> tuple[WriteStore, Engine, Engine]:
+    from ledger_sizer.storage.memory import MemoryStore
+
+    store = MemoryStore(guard)
+    return (store, *store.engines)
+
+
 class Ledger(ReleaseAllMethods, SettleMethods, LedgerReads, Verbs, AsyncVerbs, HoldMethod):
     """One open ledger. Safe to share between threads and event loops; not across a fork.
 
@@ -77,9 +85,9 @@ class Ledger(ReleaseAllMethods, SettleMethods, LedgerReads, Verbs, AsyncVerbs, H
     """
 
     def __init__(
-        self, url: str, settings: AppSettings, clock: Clock | None, *, guard: ClockGuard | None = None
+        self, url: str | None, settings: AppSettings, clock: Clock | None, *, guard: ClockGuard | None = None
     ) -> None:
-        """Use `Ledger.open`. guard: replaced by tests, which set both clocks that it compares."""
+        """Use `Ledger.open` or, for None as url, `Ledger.in_memory`. guard: tests set both clocks that it compares."""
         self.created = False
         """Whether `open` created the SQLite file."""
         self.settings = settings
@@ -89,10 +97,14 @@ class Ledger(ReleaseAllMethods, SettleMethods, LedgerReads, Verbs, AsyncVerbs, H
         self._guard = guard or ClockGuard(settings.ledger.clock_jump_seconds)
         self._policy = Policy.of(settings)
         self._block_extremes = BlockExtremes()
-        self._write_engine = make_engine(url, settings.ledger)
-        self._read_engine = make_engine(url, settings.ledger, read_only=True)
+        self._store: WriteStore
+        if url is None:
+            self._store, self._write_engine, self._read_engine = _memory_store(self._guard)
+        else:
+            self._write_engine = make_engine(url, settings.ledger)
+            self._read_engine = make_engine(url, settings.ledger, read_only=True)
+            self._store = _open_store(self._write_engine, settings, self._guard)
         self._net_view = NetView(self._read_engine, settings.trading.delta_drift_tolerance)
-        self._store = _open_store(self._write_engine, settings, self._guard)
         self._files = archive_files_from(settings)
         self._queries = Queries(self._read_engine, self._files)
         self._resolver = InstrumentResolver(self._read_engine)
@@ -104,13 +116,17 @@ class Ledger(ReleaseAllMethods, SettleMethods, LedgerReads, Verbs, AsyncVerbs, H
             retry_seconds_max=2 * settings.ledger.server_timeout_seconds,
             denial_repeat_seconds=settings.ledger.denial_repeat_seconds,
         )
-        self._writer = Writer(
-            self._committer,
-            batch_size_max=settings.ledger.batch_size_max,
-            queue_size_max=settings.ledger.queue_size_max,
-            name="ledger-writer",
-            on_stop=self._store.close,
-        )
+        self._writer: Writer[Draft] | InlineWriter
+        if url is None:
+            self._writer = InlineWriter(self._committer, on_stop=self._store.close)
+        else:
+            self._writer = Writer(
+                self._committer,
+                batch_size_max=settings.ledger.batch_size_max,
+                queue_size_max=settings.ledger.queue_size_max,
+                name="ledger-writer",
+                on_stop=self._store.close,
+            )
         self._probe_name = f"probe of writes {secrets.token_hex(8)}"
         self._closed = False
 
@@ -151,12 +167,28 @@ class Ledger(ReleaseAllMethods, SettleMethods, LedgerReads, Verbs, AsyncVerbs, H
                 warn_if_behind(ledger._queries.newest_us(), ledger._read_clock())
         return ledger
 
+    @classmethod
+    def in_memory(
+        cls, *, clock: Clock | None = None, settings: AppSettings | None = None, client: str | None = None
+    ) -> Self:
+        """Open an empty ledger in this process's memory, for backtests. Same rules, same decisions, same hashes.
+
+        It ends with `close` or with the process; a forked process cannot use it. Threads may share it. Nothing is
+        archived. The arguments are those of `open`. Raises `InvalidRequest`.
+        """
+        opened_by = None if client is None else embedded_caller(client)
+        ledger = cls(None, settings or AppSettings(), clock)
+        ledger.created = True
+        ledger.opened_by = opened_by or ledger.opened_by
+        return ledger
+
     def run(self, command: AnyCommand) -> Decision:
         """Run one command object. The verbs build their command and call this."""
-        command = self._prepared(command)
+        caller = self.caller
+        command = self._prepared(command, caller)
         if type(command) is Reserve and command.dry_run:
             return self._dry_run(command)
-        return only_decision(self._writer.answer(group_of_one(command, self.caller)))
+        return only_decision(self._writer.answer(group_of_one(command, caller)))
 
     async def run_async(self, command: AnyCommand) -> Decision:
         """Async `run`. Cancelling the caller does not undo the command; a retry with its key returns the outcome."""
@@ -326,9 +358,9 @@ class Ledger(ReleaseAllMethods, SettleMethods, LedgerReads, Verbs, AsyncVerbs, H
     def _now_us(self) -> int | None:
         return None if self._clock is None else to_us(self._clock())
 
-    def _prepared(self, command: AnyCommand) -> AnyCommand:
+    def _prepared(self, command: AnyCommand, caller: Caller | None = None) -> AnyCommand:
         """Return the command as it is decided: rules in place of names, tags that the caller is bound to filled in."""
-        return with_bound_tags(self._resolver.resolve(command), self.caller)
+        return with_bound_tags(self._resolver.resolve(command), caller or self.caller)
 
     async def _off_loop(self, commands: Sequence[AnyCommand], resolve: Callable[[], T]) -> T:
         """Call `resolve`, in a thread where it has to read the database for the commands' instruments."""

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
+from ledger_sizer.ledger.inline_writer import InlineWriter
 from ledger_sizer.ledger.writer import Writer
 from ledger_sizer.model.caller import Caller
 from ledger_sizer.model.decisions import Decision, Result
@@ -21,7 +22,7 @@ class SettleMethods:
     """`settle` for `Ledger`."""
 
     _policy: Policy
-    _writer: Writer[Any]
+    _writer: Writer[Any] | InlineWriter
 
     @property
     def caller(self) -> Caller:

@@ -29,7 +29,7 @@ from ledger_sizer.telemetry import get_logger
 log = get_logger(__name__)
 
 Answer = list[Result] | LedgerError
-_LoopFuture = asyncio.Future[list[Result]]
+LoopFuture = asyncio.Future[list[Result]]
 
 
 _PIPELINE_COMMANDS_MIN = 8
@@ -37,6 +37,8 @@ _PIPELINE_COMMANDS_MIN = 8
 
 _BUSY_BATCHES_MIN = 3
 """Busy batches in a row before batches are halved. A single burst is answered with one commit."""
+
+INSIDE_A_CALL = "this thread is inside a call to the ledger, as a signal handler may be; call again after it"
 
 D = TypeVar("D")
 
@@ -57,7 +59,7 @@ class _QueuedGroup:
     __slots__ = ("future", "group", "loop")
 
     def __init__(
-        self, group: Group, future: "Future[list[Result]] | _LoopFuture", loop: asyncio.AbstractEventLoop | None
+        self, group: Group, future: "Future[list[Result]] | LoopFuture", loop: asyncio.AbstractEventLoop | None
     ) -> None:
         self.group = group
         self.future = future
@@ -152,10 +154,10 @@ class Writer(Generic[D]):
             raise answer
         return answer
 
-    def submit_async(self, group: Group) -> _LoopFuture:
+    def submit_async(self, group: Group) -> LoopFuture:
         """Queue a group from a coroutine. It enters the queue at the end of the loop's tick, with its neighbours."""
         loop = asyncio.get_running_loop()
-        future: _LoopFuture = loop.create_future()
+        future: LoopFuture = loop.create_future()
         self.require_own_process()
         size = _command_count(group)
         with self._lock:
@@ -184,14 +186,13 @@ class Writer(Generic[D]):
 
     def require_own_process(self) -> None:
         """Raise `Closed` in a forked child. Call before locking: another thread may have held the lock at the fork."""
-        if self._pid != os.getpid():
-            raise Closed("this ledger was opened before the process forked; open it in each process")
+        require_process(self._pid)
 
     def _admit(self, size: int) -> None:
         if self._closing:
             raise Closed("the ledger is closed; open it again")
         if self._inline_caller is not None and self._inline_caller[0] == threading.get_ident():
-            raise Busy("this thread is inside a call to the ledger, as a signal handler may be; call again after it")
+            raise Busy(INSIDE_A_CALL)
         if size > self._queue_size_max:
             raise Busy(f"a group of {size} commands can never fit a queue of {self._queue_size_max}; send it in parts")
         if self._pending + size > self._queue_size_max:
@@ -302,14 +303,8 @@ class Writer(Generic[D]):
             _deliver(batch, answers)
 
     def _process(self, groups: Sequence[Group], draft: D | None = None) -> list[Answer]:
-        try:
-            return self._processor.answer(groups, draft)
-        except BaseException as error:
-            if self._inline_caller is not None and not isinstance(error, Exception):
-                raise  # Ctrl-C in an inline caller's thread is meant for the caller
-            log.exception("ledger.batch_failed")
-            told = "the batch met a defect; retry with the same key"
-            return [InternalError(f"{told}: {error!r}", told=told)] * len(groups)
+        # Ctrl-C in an inline caller's thread is meant for the caller.
+        return answer_batch(self._processor, groups, draft, interrupts=self._inline_caller is not None)
 
     def _drop_closed_loops(self) -> None:
         """Drop the outboxes of closed loops: they are never flushed, and nobody waits for the answers."""
@@ -341,6 +336,29 @@ class Writer(Generic[D]):
         return batch
 
 
+def answer_batch(
+    processor: BatchProcessor[D], groups: Sequence[Group], draft: D | None = None, *, interrupts: bool
+) -> list[Answer]:
+    """Return the processor's answers; in place of each an `InternalError` if it met a defect.
+
+    interrupts: raise what ends the program, such as Ctrl-C.
+    """
+    try:
+        return processor.answer(groups, draft)
+    except BaseException as error:
+        if interrupts and not isinstance(error, Exception):
+            raise
+        log.exception("ledger.batch_failed")
+        told = "the batch met a defect; retry with the same key"
+        return [InternalError(f"{told}: {error!r}", told=told)] * len(groups)
+
+
+def require_process(pid: int) -> None:
+    """Raise `Closed` in a process forked from this one."""
+    if pid != os.getpid():
+        raise Closed("this ledger was opened before the process forked; open it in each process")
+
+
 def _groups(batch: Sequence[_QueuedGroup]) -> list[Group]:
     return [queued.group for queued in batch]
 
@@ -355,10 +373,10 @@ def _total_commands(queued_groups: Sequence[_QueuedGroup]) -> int:
 
 def _deliver(batch: Sequence[_QueuedGroup], answers: Sequence[Answer]) -> None:
     """Give each caller its answer: threads at once, each event loop in one wake-up."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_LoopFuture, Answer]]] = {}
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[LoopFuture, Answer]]] = {}
     for queued, answer in zip(batch, answers, strict=True):
         if isinstance(queued.future, Future):
-            _set_result(queued.future, answer)
+            set_result(queued.future, answer)
         elif queued.loop is not None:
             by_loop.setdefault(queued.loop, []).append((queued.future, answer))
     for loop, settled in by_loop.items():
@@ -368,13 +386,14 @@ def _deliver(batch: Sequence[_QueuedGroup], answers: Sequence[Answer]) -> None:
             log.warning("ledger.loop_gone", answers=len(settled))
 
 
-def _set_results(settled: list[tuple[_LoopFuture, Answer]]) -> None:
+def _set_results(settled: list[tuple[LoopFuture, Answer]]) -> None:
     for future, answer in settled:
         if not future.done():
-            _set_result(future, answer)
+            set_result(future, answer)
 
 
-def _set_result(future: "Future[list[Result]] | _LoopFuture", answer: Answer) -> None:
+def set_result(future: "Future[list[Result]] | LoopFuture", answer: Answer) -> None:
+    """Give a future its answer."""
     if isinstance(answer, LedgerError):
         future.set_exception(answer)
     else:

@@ -10,7 +10,9 @@ deposits, manual closes, liquidations, rate limits, lost answers. See docs/paper
     accounts  accounts, their wallets, positions and orders
     exchange  prices, orders and fills of one exchange
     markets   the tradable markets and their first prices
-    bybit, binance, okx   the REST format of one exchange each
+    bybit, binance, okx   the REST format of one exchange each, `_orders` and `_quotes` the parts of it
+    candles   prices over time
+    quotes    order book, trades of others and funding, free of formats
     tickers   tickers in the three formats
     options   rows of option positions
     journal   what happened to an account
@@ -19,6 +21,7 @@ deposits, manual closes, liquidations, rate limits, lost answers. See docs/paper
     actions   the actions below `/paper`
     events    what only an exchange does: delisting, renaming, interest, deleveraging
     control   `PaperControl`, the Python client of the actions
+    client_config   how to point a ccxt client at a venue
     faults    injected faults: rate limits, outages, timeouts, broken and lost answers
 """
 

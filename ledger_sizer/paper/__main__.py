@@ -21,8 +21,8 @@ Point the ledger at it (any of bybit, binance, okx):
   export EXCHANGE_API_KEY=paper EXCHANGE_API_SECRET=paper-secret EXCHANGE_PASSWORD=paper-passphrase
 
 \b
-Point your own ccxt client at it: replace scheme and host of every entry in exchange.urls["api"],
-and set exchange.has["fetchCurrencies"] = False.
+Point a bot at it, ccxt or freqtrade: its ccxt settings are
+  curl http://127.0.0.1:8400/paper/bybit/ccxt-config
 
 \b
 Make things happen that an exchange would not do for you:

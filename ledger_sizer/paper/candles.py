@@ -132,17 +132,20 @@ def candles(
     first = begin_of(begin, count, unit)
     if since_ms is not None and first < begin:
         first = _next_begin(first, count, unit)
-    rows: list[Candle] = []
-    while first <= last and len(rows) < limit:
-        following = _next_begin(first, count, unit)
-        rows.append(_candle(prices, asset, first, min(following, present + 1))._replace(end_ms=following))
-        first = following
-    return rows
+    begins: list[int] = []
+    while first <= last and (since_ms is None or len(begins) < limit):
+        begins.append(first)
+        first = _next_begin(first, count, unit)
+    return [
+        _candle(prices, asset, one, min(_next_begin(one, count, unit), present + 1), _next_begin(one, count, unit))
+        for one in begins[-limit:]
+    ]
 
 
-def _candle(prices: Prices, asset: str, begin_ms: int, end_ms: int) -> Candle:
-    found = prices.between(asset, begin_ms, end_ms)
+def _candle(prices: Prices, asset: str, begin_ms: int, until_ms: int, end_ms: int) -> Candle:
+    """Return the candle of an interval of which the time before `until_ms` has passed."""
+    found = prices.between(asset, begin_ms, until_ms)
     with exact_arithmetic():
-        turnover = Decimal(_TURNOVER_PER_HOUR * (end_ms - begin_ms)) / UNITS_MS["h"]
+        turnover = Decimal(_TURNOVER_PER_HOUR * (until_ms - begin_ms)) / UNITS_MS["h"]
         volume, turnover = round(turnover / found[-1], 8), round(turnover, 8)
     return Candle(begin_ms, found[0], max(found), min(found), found[-1], volume, turnover, end_ms)

@@ -63,11 +63,13 @@ class DenialMemory:
         """Request and denial by key."""
         self._spent_us_max = 0
 
+    def idle(self, now_us: int) -> bool:
+        """Whether no command at all may get a remembered denial."""
+        return not self.keys and not self.any_used_up(now_us)
+
     def may_repeat(self, commands: Iterable[tuple[AnyCommand, Caller]], now_us: int) -> bool:
         """Whether one of the commands may get a remembered denial, for which its state must be loaded."""
         any_used_up = self.any_used_up(now_us)
-        if not any_used_up and not self.keys:
-            return False
         return any(
             (caller.client, command.portfolio, command.key) in self.keys
             or (any_used_up and self.used_up(self.denials.get(wish_of(command, caller)), now_us))
@@ -115,6 +117,11 @@ class BatchDenials:
         self.denials: dict[Wish, _Denial | None] = {}
         self.keys: dict[Key, tuple[str, DecisionRecord]] = {}
         self.idle = not (memory.denials or memory.keys)
+
+    @property
+    def any(self) -> bool:
+        """Whether it adds something to the memory."""
+        return bool(self.denials or self.keys)
 
     def by_key(self, command: AnyCommand, caller: Caller) -> tuple[str, DecisionRecord] | None:
         """Return request and answer of a key that was answered with a denial recorded before; None if it was not."""

@@ -17,6 +17,10 @@ class ScopeState:
     open_e8: int = 0
     stored: tuple[int, int] | None = None
 
+    def copy(self) -> "ScopeState":
+        """Return an independent copy."""
+        return ScopeState(self.name, self.settings, self.held_e8, self.open_e8, self.stored)
+
     @property
     def cap_e8(self) -> int | None:
         """Its cap, None without one."""

@@ -5,7 +5,7 @@ The store fills it, `decide` reads it, `apply` changes it, and the store saves t
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ledger_sizer.model.caller import Caller
 from ledger_sizer.model.choices import Outcome, Status
@@ -181,7 +181,7 @@ class PortfolioState:
     def fork(self) -> "PortfolioState":
         """Return an independent copy, for commands that must all succeed or change nothing."""
         copy = PortfolioState(self.id, self.name, self.last_seq, self.last_hash, self.last_us)
-        copy.scopes = {name: replace(scope) for name, scope in self.scopes.items()}
+        copy.scopes = {name: scope.copy() for name, scope in self.scopes.items()}
         copy.positions = dict(self.positions)
         copy.late_fills = {origin: [*late] for origin, late in self.late_fills.items()}
         copy.records = dict(self.records)

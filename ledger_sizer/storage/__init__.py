@@ -6,6 +6,7 @@ write_store: the interface of both write stores, and the conversion between rows
 lookups: a portfolio by its name, a decision by its key
 sqlite, sqlite_sql: the write store for SQLite and its statements
 postgresql, postgresql_sql: the write store for PostgreSQL and its statements
+memory, memory_database: the write store in memory, and the database that its reads see
 state_cache: the portfolios that this process wrote last, so that its next batch need not load them
 leases: which of several replicas runs a kind of scheduled work
 """

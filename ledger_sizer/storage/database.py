@@ -288,6 +288,16 @@ def _run_migrations(url: URL, revision: str) -> None:
         command.upgrade(alembic_config(url), revision)
 
 
+def migrate_connection(connection: Connection) -> None:
+    """Create the newest schema over a connection to an empty database."""
+    from alembic import command
+
+    config = alembic_config(connection.engine.url)
+    config.attributes["connection"] = connection
+    with _migration_lock:
+        command.upgrade(config, "head")
+
+
 def downgrade(value: str | URL, revision: str) -> None:
     """Migrate the database down to `revision`; `base` removes the ledger and all its data."""
     from alembic import command

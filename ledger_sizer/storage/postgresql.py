@@ -32,11 +32,14 @@ from ledger_sizer.storage.write_store import (
     PortfolioChanges,
     PortfolioNeed,
     changed_lately,
+    counters_row,
     expiries_per_portfolio,
     new_portfolio_row,
     position_from_row,
+    position_row,
     record_from_row,
     scope_from_row,
+    scope_row,
     tag_filter,
 )
 
@@ -274,13 +277,15 @@ def _write_parameters(changes: Sequence[PortfolioChanges]) -> dict[str, Any]:
             f"{change.portfolio_id}{text[start:]}{_ABSENT[record.reference is None]}{FIELD_SEPARATOR}{record.hash}"
             for record, text in change.decisions
         ]
+        portfolio, width = change.portfolio_id, len(COUNTERS)
+        set_scopes = [scope_row(portfolio, one) for one in change.scope_changes]
         for name, part in (
             ("new_portfolios", [new_portfolio_row(change)] if change.begins else ()),
-            ("new_positions", change.new_positions),
-            ("changed_positions", change.changed_positions),
-            ("new_scopes", change.new_scopes),
-            ("changed_scopes", [(*row, 0) for row in change.counter_changes]),
-            ("changed_scopes", [(*row[: len(COUNTERS)], 1, *row[len(COUNTERS) :]) for row in change.scope_changes]),
+            ("new_positions", [position_row(portfolio, one) for one in change.new_positions]),
+            ("changed_positions", [position_row(portfolio, one) for one in change.changed_positions]),
+            ("new_scopes", [scope_row(portfolio, one) for one in change.new_scopes]),
+            ("changed_scopes", [(*counters_row(portfolio, one), 0) for one in change.counter_changes]),
+            ("changed_scopes", [(*row[:width], 1, *row[width:]) for row in set_scopes]),
         ):
             rows[name] += [_row_text(row) for row in part]
         if not change.begins:

@@ -25,7 +25,10 @@ from ledger_sizer.storage.write_store import (
     POSITION_COLUMNS,
     SCOPE_CHANGE,
     PortfolioChanges,
+    counters_row,
     new_portfolio_row,
+    position_row,
+    scope_row,
 )
 
 HEAD_MOVED = "the chain moved on"
@@ -121,11 +124,11 @@ def _view_rows(change: PortfolioChanges) -> Iterator[list[Any]]:
     portfolio = change.portfolio_id
     # The head first: if it has moved, nothing else is written.
     yield [_HEAD, *_head_values(change), change.desk_status]
-    for row in change.counter_changes:
-        yield [_COUNTERS, *row]
+    for scope in change.counter_changes:
+        yield [_COUNTERS, *counters_row(portfolio, scope)]
     positions = iter(
-        [(_DECISION_NEW_POSITION, *row[1:]) for row in change.new_positions]
-        + [(_DECISION_CHANGED_POSITION, *row[1:]) for row in change.changed_positions]
+        [(_DECISION_NEW_POSITION, *position_row(portfolio, one)[1:]) for one in change.new_positions]
+        + [(_DECISION_CHANGED_POSITION, *position_row(portfolio, one)[1:]) for one in change.changed_positions]
     )
     for record, _ in change.decisions:
         kind, *position = next(positions, (_DECISION,))
@@ -155,13 +158,15 @@ def execute_statements(connection: sqlite3.Connection, change: PortfolioChanges)
         moved = connection.execute(_UPDATE_HEAD, _head_values(change)).rowcount == 0
     if moved or (change.desk_status is not None and desk_status(connection) != change.desk_status):
         raise sqlite3.IntegrityError(HEAD_MOVED)
+    portfolio = change.portfolio_id
     for statement, rows in (
-        (_INSERT_POSITION, change.new_positions),
-        (_UPDATE_POSITION, change.changed_positions),
-        (_INSERT_SCOPE, change.new_scopes),
-        (_UPDATE_COUNTERS, change.counter_changes),
-        (_UPDATE_SCOPE, change.scope_changes),
-        (_INSERT_DECISION, [(change.portfolio_id, *record[1:]) for record, _ in change.decisions]),
+        # Changes first: where a late fill's position ended, the next one may begin.
+        (_UPDATE_POSITION, [position_row(portfolio, one) for one in change.changed_positions]),
+        (_INSERT_POSITION, [position_row(portfolio, one) for one in change.new_positions]),
+        (_INSERT_SCOPE, [scope_row(portfolio, one) for one in change.new_scopes]),
+        (_UPDATE_COUNTERS, [counters_row(portfolio, one) for one in change.counter_changes]),
+        (_UPDATE_SCOPE, [scope_row(portfolio, one) for one in change.scope_changes]),
+        (_INSERT_DECISION, [(portfolio, *record[1:]) for record, _ in change.decisions]),
     ):
         if rows:
             connection.executemany(statement, rows)

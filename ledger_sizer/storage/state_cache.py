@@ -35,14 +35,13 @@ class StateCache:
         The desk counts as not cached: a batch that changes it is always locked. The caller decides the batch on the
         portfolios and returns them by `put`.
         """
-        cached = DESK not in needs and all(
-            self._uncontended.get(name, _UNCONTENDED_MIN) >= _UNCONTENDED_MIN
-            and (state := self._states.get(name)) is not None
-            and _covers(state, need, now_us)
-            for name, need in needs.items()
-        )
-        if not cached:
+        if DESK in needs:
             return None
+        for name, need in needs.items():
+            state = self._states.get(name)
+            contended = self._uncontended.get(name, _UNCONTENDED_MIN) < _UNCONTENDED_MIN
+            if contended or state is None or not _covers(state, need, now_us):
+                return None
         return {name: self._states.pop(name) for name in needs}
 
     def add_cached_scopes(self, needs: Mapping[str, PortfolioNeed]) -> None:
@@ -67,9 +66,12 @@ class StateCache:
             self._uncontended[state.name] = self._uncontended.get(state.name, _UNCONTENDED_MIN) + 1 if unchanged else 0
             if unchanged:
                 _carry_over(before, state)  # before `settle`, or positions that the batch ended would come back
-        expiries = [p.expires_us for n in state.dirty_positions if (p := state.positions[n]).pending]
+        changed = [state.positions[number] for number in state.dirty_positions]
+        expiries = [one.expires_us for one in changed if one.expires_us is not None and one.live]
         state.begin_next_batch()
-        state.next_expiry_us = min((us for us in (state.next_expiry_us, *expiries) if us is not None), default=None)
+        if expiries:
+            known = state.next_expiry_us
+            state.next_expiry_us = min(expiries) if known is None else min(known, *expiries)
         if len(state.positions) > _POSITIONS_MAX:
             state.positions.clear()
         self._states[state.name] = state

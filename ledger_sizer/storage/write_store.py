@@ -6,10 +6,9 @@ Column lists come from the models, so they follow a schema change.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from decimal import Decimal
 from operator import itemgetter
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ledger_sizer.model.decisions import DecisionRecord
 from ledger_sizer.model.domain import Position
@@ -45,7 +44,6 @@ Such a slice takes some 30 ms. Without a bound, 20,000 that ended at once stoppe
 """
 
 
-@dataclass(slots=True)
 class PortfolioNeed:
     """What must be loaded of one portfolio for a batch.
 
@@ -54,14 +52,17 @@ class PortfolioNeed:
     leases that must be held. settle: a bot's book; all live positions with its tags are needed.
     """
 
-    creates: bool = False
-    sweeps: bool = False
-    keys: set[str] = field(default_factory=set)
-    numbers: set[int] = field(default_factory=set)
-    origins: set[int] = field(default_factory=set)
-    scopes: set[str] = field(default_factory=lambda: {PORTFOLIO_SCOPE})
-    fences: set[Fence] = field(default_factory=set)
-    settle: SettleTask | None = None
+    __slots__ = ("creates", "fences", "keys", "numbers", "origins", "scopes", "settle", "sweeps")
+
+    def __init__(self, *, sweeps: bool = False) -> None:  # a dataclass takes three times as long
+        self.creates = False
+        self.sweeps = sweeps
+        self.keys: set[str] = set()
+        self.numbers: set[int] = set()
+        self.origins: set[int] = set()
+        self.scopes = {PORTFOLIO_SCOPE}
+        self.fences: set[Fence] = set()
+        self.settle: SettleTask | None = None
 
 
 class StaleState(Exception):
@@ -75,14 +76,14 @@ class FenceLost(Exception):
 Row = tuple[Any, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class PortfolioChanges:
-    """What a batch changes in one portfolio, as rows to be stored (see `position_row`, `counters_row`, `scope_row`).
+class PortfolioChanges(NamedTuple):
+    """What a batch changes in one portfolio. A store makes rows of it (`position_row`, `counters_row`, `scope_row`).
 
     begins: the portfolio has no row yet, it is written with these first decisions. previous_hash: the chain's head when
-    the batch was decided. decisions: each with its canonical text. new_scopes: scopes without a row yet.
-    counter_changes: scopes of which only counters change. scope_changes: scopes of which settings change too.
-    desk_status: what the desk's status must still be; None where no decision depends on it.
+    the batch was decided. decisions: each with its canonical text. Positions and scopes are as the batch leaves them.
+    new_scopes: scopes without a row yet. counter_changes: scopes of which only counters change. scope_changes: scopes
+    of which settings change too. desk_status: what the desk's status must still be; None where no decision depends on
+    it.
     """
 
     portfolio_id: int
@@ -93,32 +94,32 @@ class PortfolioChanges:
     last_hash: str
     last_us: int
     decisions: Sequence[tuple[DecisionRecord, str]]
-    new_positions: Sequence[Row]
-    changed_positions: Sequence[Row]
-    new_scopes: Sequence[Row]
-    counter_changes: Sequence[Row]
-    scope_changes: Sequence[Row]
+    new_positions: Sequence[Position]
+    changed_positions: Sequence[Position]
+    new_scopes: Sequence[ScopeState]
+    counter_changes: Sequence[ScopeState]
+    scope_changes: Sequence[ScopeState]
     desk_status: str | None
 
 
 def changes_of(state: PortfolioState) -> PortfolioChanges:
     """Collect the changes of a decided batch. Call it before `PortfolioState.begin_next_batch`, which forgets them."""
-    new_positions: list[Row] = []
-    changed_positions: list[Row] = []
-    new_scopes: list[Row] = []
-    counter_changes: list[Row] = []
-    scope_changes: list[Row] = []
+    new_positions: list[Position] = []
+    changed_positions: list[Position] = []
+    new_scopes: list[ScopeState] = []
+    counter_changes: list[ScopeState] = []
+    scope_changes: list[ScopeState] = []
     for number in state.dirty_positions:
         positions = new_positions if number > state.loaded_seq else changed_positions
-        positions.append(position_row(state.id, state.positions[number]))
+        positions.append(state.positions[number])
     for name in state.dirty_scopes:
-        scope = state.scopes[name]
+        scope = state.scopes[name].copy()  # the next batch goes on counting on it
         if scope.stored is None:
-            new_scopes.append(scope_row(state.id, scope))
+            new_scopes.append(scope)
         elif name in state.administered:
-            scope_changes.append(scope_row(state.id, scope))
+            scope_changes.append(scope)
         else:
-            counter_changes.append(counters_row(state.id, scope))
+            counter_changes.append(scope)
     return PortfolioChanges(
         state.id, state.name, state.begins, state.loaded_hash, state.last_seq, state.last_hash, state.last_us,
         tuple(state.new_decisions), new_positions, changed_positions, new_scopes, counter_changes, scope_changes,
@@ -193,25 +194,27 @@ def needs_of(groups: Sequence[Group]) -> dict[str, PortfolioNeed]:
     """Collect, by portfolio, what must be loaded for these groups."""
     needs = {group.sweep: PortfolioNeed(sweeps=True) for group in groups if group.sweep is not None}
     for task in [group.settle for group in groups if group.settle is not None]:
-        numbers, request = {*task.numbers.values()}, task.request
-        scopes = {*task.tags.scopes, *(f"symbol={market}" for market in request.entries)}
-        needs[request.portfolio] = PortfolioNeed(
-            creates=any(entry.quantity for entry in request.entries.values()), numbers=numbers, origins={*numbers},
-            scopes=scopes, settle=task,
-        )  # fmt: skip
-    for group, command in [(one, command) for one in groups for command in one.commands]:
-        need = needs.get(command.portfolio)
-        if need is None:
-            need = needs[command.portfolio] = PortfolioNeed()
-        if group.fence is not None:
-            need.fences.add(group.fence)
-        need.keys.add(command.key)
-        need.scopes.update(command.scopes)
-        if command.number is not None:
-            need.numbers.add(command.number)
-            if command.fills_late:
-                need.origins.add(command.number)
-        need.creates = need.creates or command.creates
+        settled = needs[task.request.portfolio] = PortfolioNeed()
+        settled.settle = task
+        settled.creates = any(entry.quantity for entry in task.request.entries.values())
+        settled.numbers.update(task.numbers.values())
+        settled.origins.update(settled.numbers)
+        settled.scopes.update(task.tags.scopes, [f"symbol={market}" for market in task.request.entries])
+    for group in groups:
+        fence = group.fence
+        for command in group.commands:
+            need = needs.get(command.portfolio)
+            if need is None:
+                need = needs[command.portfolio] = PortfolioNeed()
+            if fence is not None:
+                need.fences.add(fence)
+            need.keys.add(command.key)
+            need.scopes.update(command.scopes)
+            if command.number is not None:
+                need.numbers.add(command.number)
+                if command.fills_late:
+                    need.origins.add(command.number)
+            need.creates = need.creates or command.creates
     return needs
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from ledger_sizer import InvalidRequest, Ledger
 from ledger_sizer.adapters.desk import Desk
-from ledger_sizer.client import LedgerClient
+from ledger_sizer.client import AsyncLedgerClient, LedgerClient
 from tests.support.clock import FakeClock
 from tests.support.ledgers import assert_verified
 from tests.support.services import served
@@ -285,6 +285,12 @@ def test_settle_when_the_book_is_bad_then_it_is_false_and_the_next_calls_work(de
         ({"tags": {"Bot": "a"}}, "tags"),
         ({"portfolio": "a b"}, "portfolio"),
         ({"patience_seconds": 0}, "patience_seconds"),
+        ({"patience_seconds": "1"}, "patience_seconds"),
+        ({"repeat_seconds": None}, "repeat_seconds"),
+        ({"ledger": None}, "ledger"),
+        ({"ledger": AsyncLedgerClient()}, "ledger"),
+        ({"ledger": "ledger.db"}, "database_url"),
+        ({"ledger": "http://"}, "base_url"),
         ({"repeat_seconds": -1}, "repeat_seconds"),
         ({"ttl_seconds": 0}, "ttl_seconds"),
     ],
@@ -293,8 +299,10 @@ def test_settle_when_the_book_is_bad_then_it_is_false_and_the_next_calls_work(de
 def test_make_when_an_argument_is_bad_then_invalid_request_names_it(
     ledger: Ledger, options: dict[str, Any], field: str
 ) -> None:
+    before = threading.active_count()
     with pytest.raises(InvalidRequest) as error:
-        Desk(ledger, **options)
+        Desk(**{"ledger": ledger, **options})
+    assert threading.active_count() == before
     assert str(error.value.field).startswith(field)
 
 

@@ -193,6 +193,8 @@ def test_make_when_the_server_is_away_then_the_desk_opens_it_later(
         port = taken.getsockname()[1]
     with Desk(f"postgresql://nobody@127.0.0.1:{port}/x", tags=TAGS, clock=seconds) as desk:
         assert (desk.ask(BTC, 100), desk.settle({})) == (0, False)
+        seconds.pass_back_off()
+        assert (desk.ask(BTC, 100), desk.settle({})) == (0, False)
     assert outages() == ["outage_began"]
 
 

@@ -11,12 +11,16 @@ import pytest
 
 pytest.importorskip("nautilus_trader", reason="nautilus_trader is not installed; `make bots` has it")
 
-from nautilus_trader.model.enums import OmsType, TimeInForce
+from nautilus_trader.core.uuid import UUID4
+from nautilus_trader.examples.algorithms.twap import TWAPExecAlgorithm
+from nautilus_trader.model.enums import ContingencyType, OmsType, TimeInForce, TriggerType
+from nautilus_trader.model.identifiers import ExecAlgorithmId
+from nautilus_trader.model.orders import LimitOrder
 from nautilus_trader.test_kit.providers import TestInstrumentProvider
 
-from ledger_sizer import Ledger
-from ledger_sizer.adapters.nautilus import ledger_of
-from tests.support.nautilus_engines import BTCUSDT, BUY, SELL, Scripted, engine_of
+from ledger_sizer import InvalidRequest, Ledger, Unavailable
+from ledger_sizer.adapters.nautilus import ENDPOINT, DeskConfig, ledger_of
+from tests.support.nautilus_engines import BTCUSDT, BUY, SELL, Scripted, engine_of, found_open
 
 
 def run(steps: Mapping[int, Any], *, ticks: int = 10, cap: int = 1500, **engine: Any) -> tuple[Scripted, Ledger]:
@@ -208,3 +212,111 @@ def test_bracket_when_its_entry_is_granted_then_its_exits_are_not_asked() -> Non
     assert len(strategy.denials) == 3
     assert strategy.portfolio.is_completely_flat()
     assert held_and_open(ledger) == (0, 0)
+
+
+def test_exit_when_linked_to_another_then_neither_is_asked() -> None:
+    def exits(s: Scripted) -> None:
+        names = [s.order_factory.generate_client_order_id() for _ in range(2)]
+        for name, other, price in zip(names, reversed(names), (11_000, 12_000), strict=True):
+            s.submit_order(
+                LimitOrder(
+                    s.trader_id, s.id, BTCUSDT.id, name, SELL, BTCUSDT.make_qty(Decimal("0.1")),
+                    BTCUSDT.make_price(price), UUID4(), s.clock.timestamp_ns(),
+                    contingency_type=ContingencyType.OCO, linked_order_ids=[other],
+                )
+            )  # fmt: skip
+
+    strategy, _ = run({0: lambda s: s.market(BUY, "0.1"), 1: exits})
+    assert strategy.denials == []
+
+
+def test_order_of_an_algorithm_when_it_fills_in_parts_then_they_use_its_hold() -> None:
+    def slices(s: Scripted) -> None:
+        twap = {"horizon_secs": 4, "interval_secs": 1}
+        s.market(BUY, "0.1", exec_algorithm_id=ExecAlgorithmId("TWAP"), exec_algorithm_params=twap)
+
+    seen = []
+    strategy = Scripted({1: slices, 3: lambda _: seen.append(held_and_open(ledger))})
+    with engine_of(strategy, prices=[10_000] * 20) as engine:
+        engine.add_exec_algorithm(TWAPExecAlgorithm())
+        ledger = ledger_of(engine, cap=Decimal(1500))
+        engine.run()
+        assert strategy.portfolio.net_position(BTCUSDT.id) == Decimal("0.1")
+    assert seen[0][0] > 0
+    assert seen[0][1] > 0
+    assert held_and_open(ledger) == (0, Decimal("1000.1"))
+    assert len(ledger.positions()) == 1
+
+
+def test_order_when_emulated_then_it_is_held_from_its_submission() -> None:
+    seen = []
+    steps = {
+        0: lambda s: s.limit(BUY, "0.1", 9_500, emulation_trigger=TriggerType.BID_ASK),
+        2: lambda _: seen.append(held_and_open(ledger)),
+    }
+    strategy = Scripted(steps)
+    with engine_of(strategy, prices=[10_000] * 4 + [9_400] * 3) as engine:
+        ledger = ledger_of(engine, cap=Decimal(1500))
+        engine.run()
+    assert seen == [(950, 0)]
+    assert held_and_open(ledger) == (0, Decimal("940.1"))
+
+
+class Gate:
+    """The ledger behind a line that can be cut."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.cut = False
+
+    def __getattr__(self, name: str) -> Any:
+        if self.cut:
+            raise Unavailable("the line is cut")
+        return getattr(self.ledger, name)
+
+
+def test_ledger_when_away_then_entries_are_denied_closes_pass_and_the_book_is_told_later() -> None:
+    def cut(value: bool) -> Any:
+        return lambda _: setattr(gate, "cut", value)
+
+    steps = {
+        0: lambda s: (s.market(BUY, "0.05"), s.limit(BUY, "0.03", 9_900), s.limit(BUY, "0.03", 9_000)),
+        1: cut(True),
+        2: lambda s: s.market(SELL, "0.02"),
+        3: lambda s: s.market(BUY, "0.01"),
+        5: lambda s: s.cancel_order(s.cache.orders_open(strategy_id=s.id)[-1]),
+        6: cut(False),
+        14: lambda s: s.market(BUY, "0.01"),
+    }
+    strategy = Scripted(steps)
+    # The bid at 9,900 fills while the line is cut.
+    with engine_of(strategy, prices=[10_000] * 4 + [9_899] + [10_000] * 20) as engine:
+        ledger = ledger_of(engine, cap=Decimal(1500))
+        gate = Gate(ledger)
+        engine.kernel.msgbus.send(ENDPOINT, gate)
+        engine.run()
+        net = strategy.portfolio.net_position(BTCUSDT.id)
+    assert [reason[:20] for reason in strategy.denials] == ["ledger: the ledger i"]
+    assert net == Decimal("0.05") - Decimal("0.02") + Decimal("0.03") + Decimal("0.01")
+    assert sum(one.quantity or 0 for one in ledger.positions(state="open")) == net
+    assert ledger.exposure().whole.held == 0
+    assert ledger.verify().ok
+
+
+def test_start_when_nautilus_found_positions_of_no_strategy_then_no_more_than_these_stay_open() -> None:
+    first, again = Scripted({0: lambda s: s.market(BUY, "0.05")}), Scripted({})
+    with engine_of(first, prices=[10_000] * 3) as engine:
+        ledger = ledger_of(engine, cap=Decimal(1500))
+        engine.run()
+        with engine_of(again, prices=[10_000] * 3) as restarted:
+            found_open(restarted, "0.03")
+            ledger_of(restarted).close()
+            restarted.kernel.msgbus.send(ENDPOINT, ledger)
+            restarted.run()
+        assert held_and_open(ledger) == (0, Decimal("0.03") * 10_001)
+
+
+def test_backtest_when_no_ledger_is_given_then_it_does_not_start() -> None:
+    strategy = Scripted({}, config=DeskConfig(desk_ledger="sqlite:///ledger.db"))
+    with engine_of(strategy, prices=[10_000]) as engine, pytest.raises(InvalidRequest, match="ledger_of"):
+        engine.run()

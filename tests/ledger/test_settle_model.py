@@ -216,11 +216,15 @@ def _swallowing(verb: Any, request: dict[str, Any]) -> None:
         verb(**request)
 
 
-def play(url: str, seeds: range) -> str:
-    """Let two bots trade once for each seed, check that they end right, and return the hash of the chain's head."""
+def play(url: str | None, seeds: range) -> str:
+    """Let two bots trade once for each seed, check that they end right, and return the hash of the chain's head.
+
+    url: of the ledger; None for one in memory.
+    """
     clock = FakeClock()
     settings = AppSettings(sizing=DynamicSizingSettings(max_portfolio_exposure=D(400)))
-    with Ledger.open(url, settings=settings, clock=clock) as ledger:
+    opened = Ledger.in_memory(settings=settings, clock=clock) if url is None else None
+    with opened or Ledger.open(url, settings=settings, clock=clock) as ledger:
         for seed in seeds:
             random = Random(seed)
             tags = {"bot": f"a{seed}", "venue": "bybit"}, {"bot": f"b{seed}"}
@@ -247,8 +251,8 @@ def test_settle_when_bots_lose_double_and_delay_what_they_tell_then_the_ledger_e
     new_database: NewDatabase,
 ) -> None:
     play(new_database("sqlite"), range(100, 130))
-    heads = {play(new_database(kind), range(8)) for kind in ENGINE_KINDS}
-    assert len(heads) == 1, "hash for hash on both engines"
+    heads = {play(url, range(8)) for url in (None, *map(new_database, ENGINE_KINDS))}
+    assert len(heads) == 1, "hash for hash on both engines and in memory"
 
 
 def test_settle_when_many_ask_at_once_then_what_is_missing_is_adopted_once(database_url: str) -> None:

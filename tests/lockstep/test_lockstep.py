@@ -1,4 +1,4 @@
-"""The model, a SQLite ledger and a PostgreSQL ledger in lockstep: the same commands, the same answers, hash for hash.
+"""The model and ledgers on SQLite, on PostgreSQL and in memory in lockstep: the same commands, answers and hashes.
 
 Two handles on each database take turns, so that each makes the other's cached state stale. After every step all
 invariants are checked from outside. By default the same few dozen histories run each time. To run a campaign of new
@@ -52,6 +52,7 @@ EXAMPLES = int(os.environ.get("LOCKSTEP_EXAMPLES", "0"))
 STEPS = 30
 SLICE_SIZES = (1, 2, EXPIRIES_MAX)
 """Overdue holds that a batch frees: so few that a history of 30 steps has more, and as in production."""
+KINDS = (*ENGINE_KINDS, "memory")
 RUNS = count()
 
 
@@ -84,6 +85,7 @@ class Lockstep(CommandMaker):
         self.model = Model(policy.figures(), slice_size)
         for kind in ENGINE_KINDS:
             self.handles[kind] = [self._opened(kind), self._opened(kind)]
+        self.handles["memory"] = [Ledger.in_memory(settings=self.settings, clock=self.clock)] * 2
         self._begin(pools)
         self.sound = True
 
@@ -112,7 +114,7 @@ class Lockstep(CommandMaker):
                     self._verify(0)
                     self._look_back()
         finally:
-            for ledger in [ledger for pair in self.handles.values() for ledger in pair]:
+            for ledger in {ledger for pair in self.handles.values() for ledger in pair}:
                 ledger.sweep()
                 ledger.close()
 
@@ -189,7 +191,7 @@ class Lockstep(CommandMaker):
         assert isinstance(command, Reserve)
         self.sent.pop()
         expected = self.model.dry_run(command, self.clock())
-        for kind in ENGINE_KINDS:
+        for kind in KINDS:
             request = {one.name: getattr(command, one.name) for one in command.arguments if one.name != "dry_run"}
             try:
                 given: Result = self.handles[kind][who].reserve(**request, dry_run=True)
@@ -233,13 +235,14 @@ class Lockstep(CommandMaker):
         note(f"{self.clock():%H:%M:%S.%f} handle {who}: {groups}")
         self.sound = False
         expected = self.model.batch(groups, self.clock())
-        given = {kind: answers_of(self.handles[kind][who], groups) for kind in ENGINE_KINDS}
-        for kind in ENGINE_KINDS:
+        given = {kind: answers_of(self.handles[kind][who], groups) for kind in KINDS}
+        for kind in KINDS:
             for group, ours, replies in zip(groups, given[kind], expected, strict=True):
                 answers_equal(kind, group, ours, replies)
-        assert [plain(one) for one in given["sqlite"]] == [plain(one) for one in given["postgresql"]]
+        plainly = [[plain(one) for one in given[kind]] for kind in KINDS]
+        assert plainly[0] == plainly[1] == plainly[2]
         self._check({command.portfolio for group in groups for command in group.commands}, 1 - who)
-        for kind in ENGINE_KINDS:
+        for kind in KINDS:
             self._check_recorded(kind, [one for group in given[kind] if isinstance(group, list) for one in group])
         self.sound = True
 
@@ -252,7 +255,7 @@ class Lockstep(CommandMaker):
     def _sweep(self, who: int, name: str | None) -> None:
         self.sound = False
         if name is not None and name not in self.model.portfolios:
-            for kind in ENGINE_KINDS:
+            for kind in KINDS:
                 with pytest.raises(NotFound, match=name):
                     self.handles[kind][who].sweep(name)
             self.sound = True
@@ -261,7 +264,7 @@ class Lockstep(CommandMaker):
         due = [one for one, portfolio in sorted(self.model.portfolios.items()) if portfolio.has_due(self.clock())]
         names = due if name is None else [name]
         expected = self.model.sweep(names, self.clock())
-        for kind in ENGINE_KINDS:
+        for kind in KINDS:
             assert self.handles[kind][who].sweep(name) == expected, f"{kind}: holds freed by a sweep"
         self._check(set(names), 1 - who)
         self.sound = True
@@ -269,16 +272,16 @@ class Lockstep(CommandMaker):
     def _verify(self, who: int) -> None:
         self.sound = False
         for name in self.model.portfolios:
-            reports = [self.handles[kind][who].verify(name) for kind in ENGINE_KINDS]
-            assert [report.findings for report in reports] == [(), ()]
-            assert reports[0] == reports[1]
+            reports = [self.handles[kind][who].verify(name) for kind in KINDS]
+            assert [report.findings for report in reports] == [(), (), ()]
+            assert reports[0] == reports[1] == reports[2]
         self.sound = True
 
     def _check(self, names: set[str], who: int) -> None:
         """Check every invariant on both databases, and that both equal the model."""
         for name in sorted(names & self.model.portfolios.keys()):
             portfolio, seen = self.model.portfolios[name], []
-            for kind in ENGINE_KINDS:
+            for kind in KINDS:
                 auditor = self.auditors.setdefault((kind, name), Auditor(name, Decimal(self.policy.cap)))
                 known = len(auditor.decisions)
                 exposure = auditor.check(self.handles[kind][who])
@@ -296,7 +299,7 @@ class Lockstep(CommandMaker):
                     assert row.fresh_until == portfolio.fresh_until.get(row.scope), f"{kind}: {row}"
                 holdings_equal(kind, auditor.positions, portfolio)
                 seen.append((exposure, auditor.positions, auditor.decisions[-1:]))
-            assert seen[0] == seen[1], "the databases differ"
+            assert seen[0] == seen[1] == seen[2], "the ledgers differ"
 
 
 def _counters(exposure: Exposure) -> Counters:
@@ -314,7 +317,7 @@ def _counters(exposure: Exposure) -> Counters:
 @pytest.mark.slow
 @pytest.mark.timeout(0 if EXAMPLES else 1200)
 @pytest.mark.parametrize("examples", [EXAMPLES] if EXAMPLES else [25, pytest.param(60, marks=pytest.mark.extended)])
-def test_send_commands_when_model_and_both_databases_run_in_lockstep_then_answers_are_equal(
+def test_send_commands_when_model_and_every_ledger_run_in_lockstep_then_answers_are_equal(
     examples: int, new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     set_slice_size = partial(monkeypatch.setattr, "ledger_sizer.storage.write_store.EXPIRIES_MAX")

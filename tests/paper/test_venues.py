@@ -14,7 +14,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from ledger_sizer.paper import PaperControl, PaperServer
+from ledger_sizer.paper import PaperControl, PaperServer, ccxt_config
 from tests.support.paper_clients import PERP, SPOT, VENUES, contracts, filled, trader_at
 
 D = Decimal
@@ -302,3 +302,11 @@ def test_control_when_a_market_is_listed_then_it_is_traded_and_shown_as_the_exch
     assert (shown["symbol"], shown["side"]) == (symbol, "short")
     with pytest.raises(ccxt.ExchangeError):
         trader.create_order(symbol, "market", "sell", contracts(trader, symbol, D("0.005")))
+
+
+def test_ccxt_config_when_it_is_asked_for_by_http_then_it_is_what_python_gives(server: PaperServer, venue: str) -> None:
+    given = httpx.get(f"{server.url}/paper/{venue}/ccxt-config", trust_env=False).json()
+    assert given == ccxt_config(venue, server.url)
+    client = getattr(ccxt, venue)(given)
+    assert client.fetch_ticker(SPOT)["last"] == 50_000
+    assert httpx.get(f"{server.url}/paper/kraken/ccxt-config", trust_env=False).status_code == 404

@@ -33,6 +33,16 @@ def test_readme_example_when_counted_then_it_is_about_twenty_lines() -> None:
     assert len(statements) <= 20
 
 
+def test_backtest_example_when_run_as_written_then_a_larger_cap_opens_more_and_no_file_is_left(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/backtests.md").read_text(), flags=re.DOTALL)
+    ran = subprocess.run(
+        [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert [line.split()[1] for line in ran.stdout.splitlines()] == ["1000", "3000", "9000"]
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_page_when_it_links_to_a_file_then_the_file_exists(page: str) -> None:
     folder = (ROOT / page).parent

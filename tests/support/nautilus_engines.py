@@ -9,12 +9,15 @@ from typing import Any
 
 from nautilus_trader.backtest.engine import BacktestEngine, BacktestEngineConfig
 from nautilus_trader.config import LoggingConfig
+from nautilus_trader.core.uuid import UUID4
 from nautilus_trader.model.currencies import BTC, USDT
 from nautilus_trader.model.data import QuoteTick
-from nautilus_trader.model.enums import AccountType, OmsType, OrderSide
-from nautilus_trader.model.events import OrderEvent
+from nautilus_trader.model.enums import AccountType, LiquiditySide, OmsType, OrderSide, OrderType
+from nautilus_trader.model.events import OrderEvent, OrderFilled
+from nautilus_trader.model.identifiers import AccountId, ClientOrderId, PositionId, StrategyId, TradeId, VenueOrderId
 from nautilus_trader.model.instruments import Instrument
 from nautilus_trader.model.objects import Money
+from nautilus_trader.model.position import Position
 from nautilus_trader.test_kit.providers import TestInstrumentProvider
 
 from ledger_sizer.adapters.nautilus import DeskStrategy
@@ -104,3 +107,28 @@ def engine_of(
         yield engine
     finally:
         engine.dispose()
+
+
+def found_open(engine: BacktestEngine, quantity: str) -> None:
+    """Make an engine's cache have a long position that no strategy claims, as a live node does after a restart."""
+    fill = OrderFilled(
+        trader_id=engine.trader_id,
+        strategy_id=StrategyId("EXTERNAL"),
+        instrument_id=BTCUSDT.id,
+        client_order_id=ClientOrderId("O-1"),
+        venue_order_id=VenueOrderId("V-1"),
+        account_id=AccountId("BINANCE-001"),
+        trade_id=TradeId("T-1"),
+        position_id=PositionId("P-1"),
+        order_side=BUY,
+        order_type=OrderType.MARKET,
+        last_qty=BTCUSDT.make_qty(Decimal(quantity)),
+        last_px=BTCUSDT.make_price(10_001),
+        currency=USDT,
+        commission=Money(0, USDT),
+        liquidity_side=LiquiditySide.TAKER,
+        event_id=UUID4(),
+        ts_event=START_NS,
+        ts_init=START_NS,
+    )
+    engine.kernel.cache.add_position(Position(BTCUSDT, fill), OmsType.NETTING)

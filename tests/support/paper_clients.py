@@ -44,6 +44,20 @@ def trader_at(venue: str, url: str, **changes: Any) -> Any:
     return client
 
 
+def async_trader_at(venue: str, url: str, **changes: Any) -> Any:
+    """Return an unthrottled client of `ccxt.async_support`. Close it after use."""
+    import ccxt.async_support
+
+    made = make_client(account_settings(venue, url, **changes))
+    client = getattr(ccxt.async_support, venue)(
+        {"apiKey": made.apiKey, "secret": made.secret, "password": made.password}
+    )
+    for name in ("urls", "options", "has", "timeout", "number"):
+        setattr(client, name, getattr(made, name))
+    client.enableRateLimit = False
+    return client
+
+
 def contracts(client: Any, symbol: str, quantity: Decimal) -> str:
     """Convert base units to the contracts that the exchange counts."""
     size = Decimal(client.market(symbol)["contractSize"] or 1)
