@@ -39,8 +39,7 @@ def serve(
     from ledger_sizer.telemetry import configure_logging
 
     require_service()
-
-    settings = _override_settings(AppSettings(), host, port, database_url, create=create)
+    settings = _override_settings(AppSettings.of_program(), host, port, database_url, create=create)
     configure_logging(settings.log_level)
 
     from prometheus_client import disable_created_metrics

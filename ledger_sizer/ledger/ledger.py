@@ -104,9 +104,11 @@ class Ledger(ReleaseAllMethods, SettleMethods, LedgerReads, Verbs, AsyncVerbs, H
             self._write_engine = make_engine(url, settings.ledger)
             self._read_engine = make_engine(url, settings.ledger, read_only=True)
             self._store = _open_store(self._write_engine, settings, self._guard)
-        self._net_view = NetView(self._read_engine, settings.trading.delta_drift_tolerance)
+        declared = self._policy.declared
+        self._net_view = NetView(self._read_engine, settings.trading.delta_drift_tolerance, declared=declared)
         self._files = archive_files_from(settings)
-        self._queries = Queries(self._read_engine, self._files)
+        new_cap_e8 = None if declared else self._policy.new_portfolio_cap_e8
+        self._queries = Queries(self._read_engine, self._files, new_cap_e8)
         self._resolver = InstrumentResolver(self._read_engine)
         self._committer = Committer(
             self._store,
@@ -155,7 +157,8 @@ class Ledger(ReleaseAllMethods, SettleMethods, LedgerReads, Verbs, AsyncVerbs, H
         url = settings.ledger.database_url if url is None else url
         engine = make_engine(url, settings.ledger, read_only=True)
         try:
-            created = is_sqlite(engine.url) and prepare_sqlite(engine, settings.ledger.create)
+            own = settings.ledger
+            created = is_sqlite(engine.url) and prepare_sqlite(engine, own.create, settings=own)
             require_head(engine)
         finally:
             engine.dispose()
