@@ -169,5 +169,3 @@ def _after(first: Callable[[], Any], original: Callable[..., Any]) -> Callable[.
         return original(*args, **kwargs)
 
     return callback
-
-

@@ -99,9 +99,7 @@ def leverage_of(pair: str) -> float | None:
 def write_down(order: SentOrder) -> None:
     """Keep an order that goes out, on disk, until `forget`: a kill may come before freqtrade knows it."""
     when = int(order.since.timestamp() * 1000)
-    KeyValueStore.store_value(
-        _key(order.name), f"{order.pair} {order.side} {order.amount!r} {order.price!r} {when}"
-    )
+    KeyValueStore.store_value(_key(order.name), f"{order.pair} {order.side} {order.amount!r} {order.price!r} {when}")
 
 
 def forget(name: str) -> None:

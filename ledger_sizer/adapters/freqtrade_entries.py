@@ -111,9 +111,7 @@ class Entries:
         if entry is None:
             raise DependencyException(f"The ledger granted no entry in {pair}: the order is not sent.")
         order = {**order, "amount": self._fitting(entry, order)}
-        entry.sent = SentOrder(
-            pair, entry.name, order["side"], order["amount"], order["rate"], datetime.now(UTC)
-        )
+        entry.sent = SentOrder(pair, entry.name, order["side"], order["amount"], order["rate"], datetime.now(UTC))
         entry.stage = "sending"
         if not self.settle():
             self._end(entry)

@@ -28,7 +28,6 @@ from ledger_sizer.adapters.nautilus_orders import (
     below,
     coins_of,
     filled_of,
-    limit_of,
     market_of,
     not_countable,
     notional_usd,
@@ -96,18 +95,22 @@ class StrategyDesk:
     def admit_change(self, order: Order, quantity: Any, price: Any) -> None:
         """Hold what an order costs more with another quantity or price, or raise `NotGranted`."""
         out = self._view.out.get(order.client_order_id)
-        if out is None or not out.opens:
+        if out is None or out.reduce_only:
             return
-        old_price = price_of(order, self._strategy.cache) or ZERO
-        new_price = old_price if price is None else price.as_decimal()
-        new = out.quantity if quantity is None else quantity.as_decimal()
-        now_usd = notional_usd(out.instrument, out.quantity - out.closing, old_price)
-        then_usd = notional_usd(out.instrument, max(new - out.closing, ZERO), max(new_price, old_price))
-        if then_usd > now_usd:
-            more = above(then_usd - now_usd, self._slippage)
+        known = price_of(order, self._strategy.cache) or ZERO
+        new_price = known if price is None else max(price.as_decimal(), known)
+        new = out.quantity if quantity is None else max(quantity.as_decimal(), out.quantity)
+        if not out.opens:
+            out.closing, _ = self._view.closing(order, new, order.position_id)
+        usd = self._cost(out, new, new_price, limited=order.has_price)
+        if usd > out.asked_usd:
+            more = usd - out.asked_usd
+            self._wishes += 1
+            key = f"{order.client_order_id}/{self._strategy.clock.timestamp_ns()}/{self._wishes}"
             place = {"tags": self._tags_of(out.instrument)} if out.hold is None else {"position_id": out.hold}
-            self._reserve(f"{order.client_order_id}/{new}@{new_price}", more, more, until_known=True, **place)
-        out.quantity = max(out.quantity, new)
+            out.hold = self._reserve(key, more, more, until_known=True, **place).position_id
+            out.asked_usd = usd
+        out.quantity = new
 
     def budget(self, instrument_id: InstrumentId, wanted_usd: Decimal) -> Decimal:
         """Return what may be put on a market, USD, and hold it for the next entry order there."""
@@ -135,18 +138,21 @@ class StrategyDesk:
         self._countable(order.instrument_id)
         if price is None:
             raise NotGranted(f"no price of {order.instrument_id} is known; subscribe to its quotes, trades or bars")
-        usd = notional_usd(instrument, quantity - closing, price)
-        if limit_of(order) is None:
-            usd = above(usd, self._slippage)
-        usd -= notional_usd(instrument, closing, closing_price)  # an order that turns a position frees it first
-        if usd <= 0:
-            return out
-        out.hold = self._from_budget(order, usd)
-        if out.hold is None:
-            tags = self._tags_of(instrument)
-            name = str(order.client_order_id)
-            out.hold = self._reserve(name, usd, usd, until_known=True, tags=tags, reference=name).position_id
+        out.freed_usd = notional_usd(instrument, closing, closing_price)
+        out.asked_usd = usd = self._cost(out, quantity, price, limited=order.has_price)
+        if usd:
+            name, tags = str(order.client_order_id), self._tags_of(instrument)
+            out.hold = self._from_budget(order, usd)
+            out.hold = (
+                out.hold or self._reserve(name, usd, usd, until_known=True, tags=tags, reference=name).position_id
+            )
         return out
+
+    def _cost(self, out: Out, quantity: Decimal, price: Decimal, *, limited: bool) -> Decimal:
+        """Return what an order adds to the strategy's exposure, USD. limited: a limit bounds its price."""
+        usd = notional_usd(out.instrument, max(quantity - out.closing, ZERO), price)
+        usd = usd if limited else above(usd, self._slippage)
+        return max(usd - out.freed_usd, ZERO)  # an order that turns a position closes it first
 
     def _from_budget(self, order: Order, usd: Decimal) -> str | None:
         """Return the hold of this market's budget for an order that costs no more; None where it is to be asked for."""

@@ -66,20 +66,14 @@ def order_quantity(order: Order, price: Decimal) -> Decimal:
     return _average(quantity, price) if order.is_quote_quantity else quantity
 
 
-def limit_of(order: Order) -> Decimal | None:
-    """Return the price that an order cannot fill above (a buy) or below (a sale); None without one."""
-    return order.price.as_decimal() if order.has_price else None
-
-
 def price_of(order: Order, cache: Any) -> Decimal | None:
     """Return the price at which an order is expected to fill, the higher where two are possible; None if unknown.
 
     A limit buy fills at its price or below, a limit sale at its price or above, where the market is.
     """
-    known = [limit_of(order)]
-    if known[0] is None and order.has_trigger_price:
-        known = [order.trigger_price.as_decimal()]
-    if known[0] is None or order.side == OrderSide.SELL:
+    own = order.price if order.has_price else order.trigger_price if order.has_trigger_price else None
+    known = [] if own is None else [own.as_decimal()]
+    if own is None or order.side == OrderSide.SELL:
         known.append(_market_price(order, cache))
     return max((price for price in known if price is not None), default=None)
 
@@ -156,7 +150,7 @@ def book_of(positions: Iterable[tuple[Any, Instrument]]) -> Book:
             costs[market] = costs.get(market, ZERO) + coins * Decimal(str(one.avg_px_open))
         sums = {market: sum(by_side.values(), ZERO) for market, by_side in sides.items()}
     return {
-        market: (sums[market], _average(costs[market], sums[market]), max(by_side, key=by_side.__getitem__))
+        market: (sums[market], _average(costs[market], sums[market]), max(sorted(by_side), key=by_side.__getitem__))
         for market, by_side in sides.items()
     }
 

@@ -27,8 +27,9 @@ _EXTERNAL = StrategyId("EXTERNAL")
 class Out:
     """An order that is out.
 
-    closing: how much of its quantity closes. hold: the position in the ledger for the rest. told: how many coins of the
-    rest the ledger was told to be filled. turned: whether it has closed all that it closes, and opens by now.
+    closing: how much of its quantity closes. freed_usd: what that frees. asked_usd: what was asked for the rest.
+    hold: the position in the ledger for the rest. told: how many coins of the rest the ledger was told to be filled.
+    turned: whether it has closed all that it closes, and opens by now.
     """
 
     instrument: Any
@@ -36,6 +37,8 @@ class Out:
     quantity: Decimal
     reduce_only: bool
     closing: Decimal
+    freed_usd: Decimal = ZERO
+    asked_usd: Decimal = ZERO
     hold: str | None = None
     told: Decimal = ZERO
     turned: bool = False
@@ -55,12 +58,15 @@ class StrategyView:
 
     def take_up(self) -> None:
         """Find the orders that are out, after a restart."""
-        for order in self._strategy.cache.orders(strategy_id=self._strategy.id):
-            name, instrument = order.client_order_id, self._strategy.cache.instrument(order.instrument_id)
+        cache = self._strategy.cache
+        orders = cache.orders(strategy_id=self._strategy.id)
+        for order in sorted(orders, key=lambda one: (one.ts_init, str(one.client_order_id))):
+            name, instrument = order.exec_spawn_id or order.client_order_id, cache.instrument(order.instrument_id)
             if not order.is_closed and name not in self.out and instrument is not None:
-                quantity = order.quantity.as_decimal()
-                closing, _ = self.closing(order, quantity, order.position_id)
-                self.out[name] = Out(instrument, order.side, quantity, order.is_reduce_only, closing)
+                whole = cache.order(name) or order
+                quantity = whole.quantity.as_decimal()
+                closing, _ = self.closing(whole, quantity, whole.position_id)
+                self.out[name] = Out(instrument, whole.side, quantity, whole.is_reduce_only, closing)
 
     def orders_of(self, name: ClientOrderId) -> list[Order]:
         """Return an order as it is now, with those that an execution algorithm made of it."""
@@ -87,7 +93,7 @@ class StrategyView:
             max(one.closing - filled_of(self.orders_of(name))[0], ZERO)
             for name, one in self.out.items()
             if (one.instrument.id, one.side, one.reduce_only) == (order.instrument_id, order.side, False)
-            and name not in linked  # of which only one can fill
+            and name not in (order.client_order_id, *linked)  # of linked ones only one can fill
         ]
         positions = self._strategy.cache.positions_open(
             instrument_id=order.instrument_id, strategy_id=self._strategy.id
