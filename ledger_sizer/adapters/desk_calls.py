@@ -210,7 +210,7 @@ class DeskCalls:
         if self._unwanted():
             return NOTHING
         decision = self._reserve(self.reserve_command(wish), wish)
-        return min(decision.budget or NOTHING, wish.usd) if decision.granted else NOTHING
+        return (decision.budget or NOTHING) if decision.granted else NOTHING
 
     def _reserve(self, command: Reserve, wish: Wish) -> Decision:
         """Reserve. Until the answer is known, the next ask of the market sends the same command under the same key."""

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from ledger_sizer import Ledger
+from ledger_sizer import AppSettings, Ledger, LedgerSettings
 from ledger_sizer.adapters.bounded_calls import BoundedCalls, NoAnswer
 from ledger_sizer.adapters.desk import BACK_OFF_SECONDS, Desk
 from tests.support.fault_proxy import FaultProxy, answered, cut_after, cut_before
@@ -130,11 +130,33 @@ def test_ask_when_another_process_has_the_database_locked_then_nobody_waits_and_
         unlock()
         eventually(lambda: holds(sqlite_ledger))
         assert holds(sqlite_ledger) == [(BTC, 100)], "the one call that had begun ended too late"
-        assert eventually(lambda: desk.ask(BTC, 100)) == 100
-        assert [desk.ask(ETH, 250), desk.ask(BTC, 100)] == [200, 100]
+        with ThreadPoolExecutor(1) as another:
+            # Nobody was told of it, so it is not its first thread's.
+            assert eventually(lambda: another.submit(desk.ask, BTC, 100).result()) == 100
+            assert another.submit(desk.ask, BTC, 100).result() == 100
+        assert [desk.ask(ETH, 250), desk.ask(BTC, 100)] == [200, 0]
         assert holds(sqlite_ledger) == [(BTC, 100), (ETH, 200)]
-        assert outages() == ["outage_began", "outage_ended"]
+        assert outages() == ["outage_began", "outage_ended", "denied"]
     assert_verified(sqlite_ledger)
+
+
+def test_ask_when_its_caller_has_gone_before_the_reservation_then_none_is_sent(
+    new_database: Any, seconds: Seconds
+) -> None:
+    settings = AppSettings(ledger=LedgerSettings(busy_timeout_seconds=2, retries_max=0))
+    with (
+        Ledger.open(new_database("sqlite"), settings=settings) as ledger,
+        Desk(ledger, tags=TAGS, clock=seconds, patience_seconds=0.2) as desk,
+    ):
+        eventually(lambda: desk.ask(ETH, 50))
+        with locked(ledger._write_engine.url.database or "") as unlock:
+            desk.release(ETH)
+            eventually(lambda: not desk._calls.overdue)
+            seconds.pass_back_off()
+            assert desk.ask(BTC, 100) == 0, "the release that is due comes first, and waits"
+            unlock()
+            eventually(lambda: not desk._calls.overdue)
+            assert holds(ledger) == []
 
 
 def test_ask_when_many_threads_meet_a_lock_then_each_waits_its_patience_and_no_wish_is_left_behind(
@@ -267,12 +289,12 @@ def test_settle_when_calls_met_an_outage_then_the_next_one_makes_up_for_all(
     with Desk(proxy.url, tags=TAGS, clock=seconds, patience_seconds=2.0) as desk:
         assert [desk.ask(name, 100) for name in (BTC, ETH, "SOL/USDT")] == [100, 100, 100]
         proxy.always(cut_before)
-        desk.release(ETH)
-        assert not desk.settle({BTC: (D("0.001"), D(50000))})
         assert not desk.settle({BTC: (D("0.002"), D(50000))})
+        desk.release(ETH)
         assert len(holds(ledger)) == 3
         proxy.always(_pass)
-        assert not desk.settle({BTC: (D("0.002"), D(50000))}), "the outage is known, nobody tries"
+        desk.release(ETH)
+        assert len(holds(ledger)) == 3, "the outage is known, nobody tries"
         seconds.pass_back_off()
         eventually(lambda: not desk._calls.overdue)
         assert desk.ask(ETH, 40) == 40, "an ask sends what is due before it asks"
