@@ -156,6 +156,8 @@ class OrderDesk:
         try:
             opposite = yield from self._records.open_positions(asked.symbol, "sell" if asked.side == "buy" else "buy")
         except (Unavailable, Busy) as error:
+            if (yield from self._account_covers(asked)):
+                return True
             raise DeskUnavailable(f"the ledger is away, and {asked.symbol} may open: {error}") from error
         with exact_arithmetic():
             held = sum([position.quantity or _NOTHING for position in opposite], _NOTHING)
@@ -167,6 +169,12 @@ class OrderDesk:
                 field="amount",
             )
         return held > 0
+
+    def _account_covers(self, asked: Asked) -> Steps[bool]:
+        """Whether the account has that much open the other way. Reduce-only, the order then opens nothing."""
+        rows = yield OnExchange("fetch_positions", ([asked.symbol],))
+        side = "short" if asked.side == "buy" else "long"
+        return any(row["side"] == side and Decimal(str(row["contracts"])) >= Decimal(str(asked.amount)) for row in rows)
 
     def _ask(self, client_id: str, size: Size, side: Side) -> Steps[str]:
         """Reserve what an order can open; return the name of the position. Raises `OrderDenied`, `DeskUnavailable`."""

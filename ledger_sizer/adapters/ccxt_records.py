@@ -13,7 +13,7 @@ from ledger_sizer.adapters.ccxt_orders import OnExchange, OnLedger, Seen, Steps,
 from ledger_sizer.model.choices import Side
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import Position
-from ledger_sizer.model.errors import LedgerError, WrongState
+from ledger_sizer.model.errors import LedgerError, NotFound, WrongState
 from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.tags import Tags
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
@@ -24,6 +24,9 @@ log = get_logger("ledger_sizer.ccxt")
 _DONE_MAX = 20_000
 """Most ended orders that are remembered, so that a listing of orders is not looked up again."""
 
+RESTS_SECONDS = 600.0
+"""How often the ledger is told that a resting order is alive; less than the age at which its hold is alerted."""
+
 _NOTHING = Decimal(0)
 
 
@@ -33,7 +36,7 @@ class Order:
 
     told: coins that the ledger knows of; parts: how many times a close was told. sent, looked: when it was sent and
     seen, monotonic seconds. known: whether the exchange has shown it. at_once: it does not rest. untold: what the
-    ledger has yet to be told.
+    ledger has yet to be told. rests: when the ledger was told last that it is alive.
     """
 
     client_id: str
@@ -47,6 +50,10 @@ class Order:
     at_once: bool = False
     untold: Mapping[str, Any] | None = None
     looked: float = 0.0
+    rests: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.rests = self.sent
 
 
 class OrderRecords:
@@ -129,6 +136,8 @@ class OrderRecords:
                 yield from self._close(order, seen)
             else:
                 yield from self._fill(order, order.position_id, seen)
+                if not seen.final and order.looked - order.rests >= RESTS_SECONDS:
+                    yield from self._still_rests(order, order.position_id)
         except LedgerError as error:
             order.untold = answer
             log.warning("order.untold", order=order.client_id, symbol=order.symbol, error=str(error))
@@ -150,6 +159,15 @@ class OrderRecords:
             order.told = seen.filled
         elif seen.final:
             yield from self.release_hold(order.client_id, position_id)
+
+    def _still_rests(self, order: Order, position_id: str) -> Steps[None]:
+        """Tell that an order is alive, so that its hold is not alerted as one of unknown fate."""
+        with suppress(WrongState):
+            yield OnLedger("extend", kwargs={
+                "key": f"order/{order.client_id}/rests/{int(time.time())}", "position_id": position_id,
+                "until_known": True, "reference": order.client_id,
+            })  # fmt: skip
+        order.rests = order.looked
 
     def _close(self, order: Order, seen: Seen) -> Steps[None]:
         """Close what an order closed beyond what was told, the oldest of this bot's positions first."""
@@ -207,9 +225,12 @@ class OrderRecords:
         found: list[Position] = []
         cursor = None
         while True:
-            page = yield OnLedger("positions", (self._portfolio,), {
-                "state": state, "tags": self._tags.to_json(), "cursor": cursor, "limit": 1000
-            })  # fmt: skip
+            try:
+                page = yield OnLedger("positions", (self._portfolio,), {
+                    "state": state, "tags": self._tags.to_json(), "cursor": cursor, "limit": 1000
+                })  # fmt: skip
+            except NotFound:  # nobody used the portfolio yet
+                return found
             found += [one for one in page if len(one.legs) == 1 and self._is_here(one.legs[0])]
             cursor = page.cursor
             if cursor is None:
