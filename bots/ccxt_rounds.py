@@ -324,7 +324,7 @@ def _round(shape: Shape, folder: Path, *, short: bool) -> Outcome:
 
 
 ROUNDS = [
-    Round("ccxt DeskExchange", ("ccxt",), lambda folder, short: _round(DESK, folder, short=short)),
-    Round("ccxt spot-perp", ("ccxt",), lambda folder, short: _round(SPOT_PERP, folder, short=short)),
-    Round("ccxt perp-perp", ("ccxt",), lambda folder, short: _round(PERP_PERP, folder, short=short)),
+    Round("ccxt, DeskExchange", ("ccxt",), lambda folder, short: _round(DESK, folder, short=short)),
+    Round("ccxt, spot-perp", ("ccxt",), lambda folder, short: _round(SPOT_PERP, folder, short=short)),
+    Round("ccxt, perp-perp", ("ccxt",), lambda folder, short: _round(PERP_PERP, folder, short=short)),
 ]
