@@ -256,3 +256,35 @@ def test_funding_when_it_was_paid_then_the_history_of_payments_tells_it(bot: Any
     # ccxt hands on Bybit's fee, which is above 0 when it was paid.
     amount = 0.75 if bot.id == "bybit" else -0.75
     assert [(one["symbol"], one["amount"]) for one in bot.fetch_funding_history(PERP, since)] == [(PERP, amount)]
+
+
+def test_orders_when_several_are_placed_and_cancelled_in_one_call_then_each_has_its_own_answer(
+    bot: Any, control: PaperControl
+) -> None:
+    amount = amount_of(bot, PERP, 0.02)
+    order = {"symbol": PERP, "type": "limit", "side": "buy", "price": 45_000}
+    answers = bot.create_orders([{**order, "amount": amount}, {**order, "amount": amount * 100_000_000}])
+    (placed,) = state(control)["orders"]
+    assert {answer["status"] for answer in answers if answer["id"] != placed["id"]} == {"rejected"}
+    assert len(answers) == 2
+    bot.cancel_orders([placed["id"]], PERP)
+    assert state(control)["orders"] == []
+
+
+def test_transfer_when_a_bot_moves_money_then_the_other_wallet_has_it(bot: Any, control: PaperControl) -> None:
+    trading = "unified" if bot.id == "bybit" else "spot"
+    bot.transfer("USDT", 1_000, trading, "funding")
+    assert D(state(control)["wallets"]["spot"]["USDT"]) == 99_000
+    assert D(state(control)["wallets"]["funding"]["USDT"]) == 1_000
+    with pytest.raises(ccxt.ExchangeError):
+        bot.transfer("USDT", 5_000, "funding", trading)
+
+
+def test_order_when_it_carries_a_stop_loss_of_its_own_then_it_is_refused(bot: Any, control: PaperControl) -> None:
+    if bot.id == "binance":
+        pytest.skip("Binance's orders carry none")
+    with pytest.raises(ccxt.ExchangeError):
+        bot.create_order(
+            PERP, "limit", "buy", amount_of(bot, PERP, 0.02), 45_000, {"stopLoss": {"triggerPrice": 40_000}}
+        )
+    assert state(control)["orders"] == []
