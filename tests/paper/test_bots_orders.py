@@ -42,10 +42,19 @@ def bot_at(module: Any, server: PaperServer, control: PaperControl) -> Any:
     return getattr(module, control.venue)({**credentials, **ccxt_config(control.venue, server.url)})
 
 
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, Any]:
+    """Return a client of each venue with its markets, filled as they are needed."""
+    return {}
+
+
 @pytest.fixture
-def bot(server: PaperServer, control: PaperControl) -> Any:
+def bot(server: PaperServer, control: PaperControl, loaded: dict[str, Any]) -> Any:
     client = bot_at(ccxt, server, control)
-    client.load_markets()
+    if control.venue not in loaded:
+        client.load_markets()
+        loaded[control.venue] = client
+    client.set_markets_from_exchange(loaded[control.venue])
     return client
 
 
