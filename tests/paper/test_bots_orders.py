@@ -154,13 +154,17 @@ def test_stop_loss_on_exchange_when_it_is_cancelled_or_too_high_then_nothing_is_
     assert [trade["side"] for trade in bot.fetch_my_trades(symbol)] == ["buy"]
 
 
-def test_stop_loss_on_exchange_when_the_position_is_closed_before_then_it_ends_unfilled(
+def test_reduce_only_orders_when_the_position_is_closed_before_then_they_end_unfilled(
     bot: Any, control: PaperControl
 ) -> None:
-    amount = amount_of(bot, PERP, 0.02)
+    amount, half = amount_of(bot, PERP, 0.02), amount_of(bot, PERP, 0.01)
     bot.create_order(PERP, "market", "buy", amount)
     bot.create_order(PERP, "market", "sell", amount, None, {"stopLossPrice": 47_000, "reduceOnly": True})
-    bot.create_order(PERP, "market", "sell", amount, None, {"reduceOnly": True})
+    exit_order = bot.create_order(PERP, "limit", "sell", amount, 52_000, {"reduceOnly": True})
+    bot.create_order(PERP, "market", "sell", half, None, {"reduceOnly": True})
+    control.price("BTC", D(53_000))
+    assert bot.fetch_order(exit_order["id"], PERP, KNOWN)["filled"] == half, "what was left, and no short position"
+    assert state(control)["positions"] == []
     control.price("BTC", D(40_000))
     assert (state(control)["positions"], state(control)["open_orders"]) == ([], [])
 
