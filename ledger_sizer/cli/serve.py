@@ -35,8 +35,10 @@ def serve(
     """
     from ledger_sizer.cli.ledger_session import note_created
     from ledger_sizer.config import AppSettings
+    from ledger_sizer.model.extras import require_service
     from ledger_sizer.telemetry import configure_logging
 
+    require_service()
     settings = _override_settings(AppSettings.of_program(), host, port, database_url, create=create)
     configure_logging(settings.log_level)
 
