@@ -33,6 +33,11 @@ class Exposure:
         self.highest = max(self.highest, sum((self._worst(key, orders.get(key, [])) for key in keys), ZERO))
         self.looks += 1
 
+    @property
+    def open(self) -> Decimal:
+        """What is open, at its entry prices, USD."""
+        return sum((abs(coins) * price for one in self.entries.values() for coins, price in one), ZERO)
+
     def resting(self) -> Decimal:
         """Return what the orders that are out would cost at their limits, USD."""
         return sum((abs(coins) * price for one in self._orders().values() for coins, price in one), ZERO)
