@@ -220,7 +220,6 @@ class StrategyDesk:
         if out is not None and ended:
             self._forget(name)
         if self._behind_since_ns is not None:
-            self._by_book.add(market)
             self.catch_up()
         elif not told or market in self._by_book:
             self._settle([market.venue])

@@ -216,6 +216,22 @@ def test_modify_when_an_exit_outgrows_its_position_then_the_rest_is_asked() -> N
     assert held_and_open(ledger) == (110, Decimal("500.05"))
 
 
+@pytest.mark.parametrize(("cap", "held"), [(700, 550), (501, 0)], ids=["granted", "cancelled"])
+def test_exit_when_its_position_is_closed_by_another_order_then_it_is_asked_for_or_cancelled(
+    cap: int, held: int
+) -> None:
+    strategy, ledger = run(
+        {
+            0: lambda s: s.market(BUY, "0.05"),
+            1: lambda s: s.limit(SELL, "0.05", 11_000),  # not reduce-only: it would open a short position
+            2: lambda s: s.close_all_positions(BTCUSDT.id),
+        },
+        cap=cap,
+    )
+    assert len(strategy.cache.orders_open(strategy_id=strategy.id)) == (1 if held else 0)
+    assert held_and_open(ledger) == (held, 0)
+
+
 @pytest.mark.parametrize(
     "order",
     [
