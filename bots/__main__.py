@@ -93,8 +93,6 @@ def _parser() -> ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the rounds. Returns 0 if none failed, 1 if one did, 2 for a name that no round has."""
-    # SIGTERM would leave bots and services running, so exit through the context managers instead.
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     given = _parser().parse_args(arguments)
     shown, progress = Console(width=None if sys.stdout.isatty() else 140), Console(stderr=True)
     rounds = chosen(all_rounds(), given.names, short=given.short)
@@ -118,4 +116,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # SIGTERM would leave bots and services running, so exit through the context managers instead.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     sys.exit(main())

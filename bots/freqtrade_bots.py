@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -100,7 +100,10 @@ class Watch:
 
 @dataclass
 class Bot:
-    """One freqtrade process with an account, a database and a REST API of its own. strategy: a class in `strategies`."""
+    """One freqtrade process with an account, a database and a REST API of its own.
+
+    strategy: a class in `strategies`. settings: of its configuration, beside the usual ones.
+    """
 
     name: str
     folder: Path
@@ -176,8 +179,9 @@ class Bot:
         futures = self.settings.get("trading_mode") == "futures"
         pricing = {"price_side": "same", "use_order_book": True, "order_book_top": 1}
         base = {
-            "bot_name": self.name, "dry_run": False, "max_open_trades": 10, "stake_currency": "USDT", "stake_amount": 120,
-            "tradable_balance_ratio": 0.99, "trading_mode": "spot", "margin_mode": "isolated" if futures else "",
+            "bot_name": self.name, "dry_run": False, "max_open_trades": 10, "stake_currency": "USDT",
+            "stake_amount": 120, "tradable_balance_ratio": 0.99, "trading_mode": "spot",
+            "margin_mode": "isolated" if futures else "",
             "timeframe": "1m", "cancel_open_orders_on_exit": False, "force_entry_enable": True,
             "unfilledtimeout": {"entry": 4, "exit": 4, "unit": "seconds"},
             "entry_pricing": pricing, "exit_pricing": pricing,
@@ -196,9 +200,3 @@ class Bot:
             },
         }  # fmt: skip
         return {**base, **self.settings}
-
-
-def in_parallel(bots: Iterable[Bot]) -> None:
-    """Wait until all of these trade."""
-    for bot in bots:
-        bot.wait_until_running()

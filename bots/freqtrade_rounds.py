@@ -80,10 +80,10 @@ class Stage:
     def difference(self) -> str:
         """Return where ledger and exchange differ, in words; nothing where they are equal."""
         exchange, ledger = self.at_exchange(), self.in_ledger()
-        gap = abs(self.ledger.exposure().whole.exposure - self.watch.exposure())
-        if exchange == ledger and gap < D("0.01"):
+        seen, counted = self.watch.exposure(), self.ledger.exposure().whole.exposure
+        if exchange == ledger and abs(seen - counted) < D("0.01"):
             return ""
-        return f"exchange {_text(exchange)} {self.watch.exposure()}, ledger {_text(ledger)} {self.ledger.exposure().whole.exposure}"
+        return f"exchange {_text(exchange)} {seen:.2f} USD, ledger {_text(ledger)} {counted:.2f} USD"
 
     def settle_down(self) -> str:
         """Let no bot begin anything new, and wait until ledger and exchange are equal; return how they differ."""
@@ -148,7 +148,7 @@ def without_ledger(folder: Path, short: bool) -> Outcome:
 
 
 def restless(folder: Path, short: bool, **settings: Any) -> Outcome:
-    """Adds, reduces, leaves; orders fill late, in parts or not at all; kills, forced entries, an outage of the service."""
+    """Adds, reduces and leaves, while orders fill late, in parts or not at all, through kills and an outage."""
     seconds = 30.0 if short else 240.0
     with stage(folder) as one:
         one.start(settings.pop("strategy", "Eager"), {"eager": {**RESTLESS, **settings.pop("eager", {})}, **settings})
@@ -173,7 +173,10 @@ def restless_shorts(folder: Path, short: bool) -> Outcome:
 
 @contextmanager
 def _whims_of_the_market(one: Stage) -> Iterator[None]:
-    """Hold orders back and fill a part of them, let prices move a little, during the block."""
+    """Hold orders back, fill some of them and a part of others, during the block.
+
+    Prices stay: after a partial exit freqtrade counts what is left at the average price, the ledger at its own.
+    """
     over = threading.Event()
     chance = random.Random(17)
 
@@ -183,10 +186,6 @@ def _whims_of_the_market(one: Stage) -> Iterator[None]:
         while not over.wait(0.4):
             with suppress(ValueError, httpx.HTTPError):
                 _fill_some(one, chance)
-            with suppress(ValueError, httpx.HTTPError):
-                coin = chance.choice(COINS)
-                price = one.venue.venues.dialects[VENUE].exchange.prices[coin]
-                control.price(coin, (price * D(chance.choice(("0.999", "1.001")))).quantize(D("0.0001")))
 
     thread = threading.Thread(target=whims)
     thread.start()
@@ -239,11 +238,21 @@ def _force_entries(one: Stage) -> int:
         return sum(pool.map(force, range(20)))
 
 
-def stop_losses(folder: Path, short: bool, *, on_exchange: bool = False) -> Outcome:
+def forced_entries(folder: Path, _short: bool) -> Outcome:
+    """Ten entries at once through the REST API of each bot, whose strategy itself wants nothing."""
+    with stage(folder) as one:
+        one.start("Eager", {"eager": {"idle": True}, "stake_amount": 50})
+        forced = _force_entries(one)
+        difference = one.settle_down()
+        full = sum([D(50) for _ in range(forced)], D(0)) >= CAP
+        return _outcome(one, difference or ("" if full else "the cap was not reached"), forced=str(forced))
+
+
+def stop_losses(folder: Path, _short: bool, *, on_exchange: bool = False, **settings: Any) -> Outcome:
     """Lets prices fall by a tenth, so that every stop loss of 5 % sells."""
     types = {"entry": "limit", "exit": "limit", "stoploss": "market", "stoploss_on_exchange": on_exchange}
     with stage(folder) as one:
-        one.start("Eager", {"stoploss": -0.05, "order_types": types})
+        one.start("Eager", {"stoploss": -0.05, "order_types": types, **settings})
         _wait_for(lambda: bool(one.at_exchange()) and not one.difference(), 30)
         time.sleep(5)
         for bot in one.bots.values():
@@ -257,8 +266,8 @@ def stop_losses(folder: Path, short: bool, *, on_exchange: bool = False) -> Outc
 
 
 def stop_losses_on_exchange(folder: Path, short: bool) -> Outcome:
-    """The same with stop orders that rest at the exchange."""
-    return stop_losses(folder, short, on_exchange=True)
+    """The same with contracts, and stop orders that rest at the exchange."""
+    return stop_losses(folder, short, on_exchange=True, **FUTURES)
 
 
 def _wait_for(true: Callable[[], bool], seconds: float) -> None:
@@ -273,6 +282,7 @@ ROUNDS = [
     Round("freqtrade, spot, restless", _NEEDS, restless),
     Round("freqtrade, futures at 3x, restless", _NEEDS, restless_futures),
     Round("freqtrade, short at 3x, restless", _NEEDS, restless_shorts),
+    Round("freqtrade, forced entries", _NEEDS, forced_entries),
     Round("freqtrade, stop loss", _NEEDS, stop_losses),
     Round("freqtrade, stop loss on exchange", _NEEDS, stop_losses_on_exchange),
 ]

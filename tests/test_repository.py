@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ledger_sizer"
 AT_THE_ROOT = {"__init__.py", "__main__.py", "config.py", "py.typed", "telemetry.py"}
-TEST_FOLDERS_OF_NO_ROOM = {"campaign", "conformance", "lockstep", "repository", "support"}
+TEST_FOLDERS_OF_NO_ROOM = {"bots", "campaign", "conformance", "lockstep", "repository", "support"}
 FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 70
 MONEY_MODULES = (

@@ -11,7 +11,7 @@ from ledger_sizer.adapters.freqtrade import DeskMixin
 
 
 class EagerAlone(IStrategy):
-    """Enters at once, adds once, takes a part off once, and leaves after a while: seconds in `eager`, 0 for never."""
+    """Enters at once unless `idle`, adds once, takes a part off once, leaves: after these seconds, 0 for never."""
 
     INTERFACE_VERSION = 3
     timeframe = "1m"
@@ -26,7 +26,8 @@ class EagerAlone(IStrategy):
         return dataframe
 
     def populate_entry_trend(self, dataframe, metadata):
-        dataframe.loc[:, ["enter_long", "enter_short"]] = (int(not self.can_short), int(self.can_short))
+        eager = int(not self.config["eager"].get("idle", False))
+        dataframe.loc[:, ["enter_long", "enter_short"]] = (eager * (not self.can_short), eager * self.can_short)
         return dataframe
 
     def populate_exit_trend(self, dataframe, metadata):

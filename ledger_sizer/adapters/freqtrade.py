@@ -38,6 +38,9 @@ class DeskMixin:
     config: Any
     dp: Any
     wallets: Any
+    custom_stake_amount: Any
+    confirm_trade_entry: Any
+    bot_loop_start: Any
     _desk_entries: Entries | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -65,12 +68,12 @@ class DeskMixin:
         exchange = self.dp._exchange
         try:
             settings = DeskSettings.of(self.config)
+            _require_usable(settings)
             tags = settings.tags_of(self.config["exchange"]["name"], dry_run=dry_run)
             desk = Desk(
                 settings.url, tags=tags, portfolio=settings.portfolio, api_key=settings.api_key,
                 patience_seconds=settings.patience_seconds, repeat_seconds=settings.repeat_seconds,
             )  # fmt: skip
-            _require_usable(settings)
         except LedgerError as error:
             raise ConfigurationError(f"ledger_sizer: {error}") from error
         entries = Entries(desk, exchange, slippage=settings.slippage, dry_run=dry_run)
@@ -78,11 +81,11 @@ class DeskMixin:
         noted = threading.local()
         self.custom_stake_amount = _noting_leverage(self.custom_stake_amount, noted)
         self.confirm_trade_entry = _giving_back(self.confirm_trade_entry, entries)
-        self.bot_loop_start = _after(entries.settle, self.bot_loop_start)
+        self.bot_loop_start = _after(functools.partial(entries.settle, look=True), self.bot_loop_start)
         self.wallets.validate_stake_amount = _asking(self.wallets.validate_stake_amount, entries, noted)
         spot = self.config.get("trading_mode", TradingMode.SPOT) == TradingMode.SPOT
         exchange.create_order = _guarding(exchange.create_order, entries, spot=spot)
-        log.info("The ledger at %s decides on the entries of bot %r", settings.url, tags["bot"])
+        log.info("The ledger at %s decides on the entries of bot %r", settings.shown_url, tags["bot"])
 
 
 def _require_usable(settings: DeskSettings) -> None:
@@ -101,7 +104,7 @@ def _require_usable(settings: DeskSettings) -> None:
             with Ledger.open(settings.url) as ledger:
                 ledger.exposure(settings.portfolio)
     except Unavailable as error:
-        log.warning("The ledger at %s is away, no entries until it answers: %s", settings.url, error)
+        log.warning("The ledger at %s is away, no entries until it answers: %s", settings.shown_url, error)
 
 
 def _noting_leverage(original: Callable[..., Any], noted: threading.local) -> Callable[..., Any]:

@@ -14,10 +14,12 @@ from freqtrade.persistence.key_value_store import _KeyValueStoreModel
 from sqlalchemy import StaticPool, select
 from sqlalchemy.orm import Session
 
+from ledger_sizer.model.market_names import coins_of_symbol
 from ledger_sizer.model.units import exact_arithmetic
 
 _NOTE_START = "ledger_sizer:"
 _NOTHING = Decimal(0)
+_PRICE_STEP = Decimal("1e-18")
 
 
 class Book(NamedTuple):
@@ -52,7 +54,7 @@ def read_book() -> Book:
             if entries:
                 resting.add(trade.pair)
             held.setdefault(trade.pair, []).append(_open_in(trade, entries))
-    return Book({pair: total for pair, parts in held.items() if (total := _sum(parts))[0]}, resting)
+    return Book({pair: total for pair, parts in held.items() if (total := _sum(pair, parts))[0]}, resting)
 
 
 def _open_in(trade: Any, entries: Iterable[Any]) -> tuple[Decimal, Decimal, str]:
@@ -69,12 +71,15 @@ def _open_in(trade: Any, entries: Iterable[Any]) -> tuple[Decimal, Decimal, str]
         return left, cost * left / coins if coins else _NOTHING, trade.entry_side
 
 
-def _sum(parts: list[tuple[Decimal, Decimal, str]]) -> tuple[Decimal, Decimal, str]:
-    """Return coins, average price and side of all trades of one pair. Longs and shorts both count."""
+def _sum(pair: str, parts: list[tuple[Decimal, Decimal, str]]) -> tuple[Decimal, Decimal, str]:
+    """Return coins, average price and side of all trades of one pair. Longs and shorts both count.
+
+    freqtrade counts 1000PEPE as the exchange names it, the ledger in PEPE.
+    """
     with exact_arithmetic():
-        coins = sum([part[0] for part in parts], _NOTHING)
+        coins = sum([part[0] for part in parts], _NOTHING) * coins_of_symbol(pair)[0]
         cost = sum([part[1] for part in parts], _NOTHING)
-        return coins, cost / coins if coins else _NOTHING, max(parts)[2]
+        return coins, (cost / coins).quantize(_PRICE_STEP) if coins else _NOTHING, max(parts)[2]
 
 
 def order_state(pair: str, order_id: str) -> bool | None:
@@ -84,10 +89,12 @@ def order_state(pair: str, order_id: str) -> bool | None:
         return None if found is None else found.ft_is_open
 
 
-def known_orders(pair: str) -> set[str]:
-    """Return the ids of all orders of a pair that freqtrade knows."""
+def known_orders(pair: str, side: str, since: datetime) -> dict[str, float | None]:
+    """Return the coins of the orders of a pair that freqtrade knows, by id; None where the exchange told none."""
+    begin = since.astimezone(UTC).replace(tzinfo=None)
+    wanted = Order.ft_pair == pair, Order.ft_order_side == side, Order.order_date >= begin
     with _reading() as session:
-        return set(session.scalars(select(Order.order_id).where(Order.ft_pair == pair)))
+        return dict(session.execute(select(Order.order_id, Order.amount).where(*wanted)).tuples().all())
 
 
 def leverage_of(pair: str) -> float | None:

@@ -30,6 +30,11 @@ _FORGOTTEN_SECONDS = 60.0
 _LOOK_SECONDS = 10.0
 """Between two looks for a lost order, and before the first: an exchange may list an order late."""
 
+_CLOCKS_SECONDS = 10
+"""How far this machine's clock may be ahead of the exchange's."""
+
+_ROUNDED = Decimal("1e-10")
+
 _TRIM_MAX = Decimal("0.2")
 """An order that would have to be lowered by more than this to fit its grant is not sent."""
 
@@ -45,6 +50,8 @@ class _Entry:
     order_id: str | None = None
     sent: SentOrder | None = None
     look_at: float = 0.0
+    told: set[str] = field(default_factory=set)
+    restored: bool = False
 
 
 class Entries:
@@ -60,7 +67,7 @@ class Entries:
         self._entries: list[_Entry] = []
         if not dry_run:
             for sent in book.written_down():
-                lost = _Entry(sent.pair, sent.name, Decimal(0), "lost", sent=sent)
+                lost = _Entry(sent.pair, sent.name, Decimal(0), "lost", sent=sent, restored=True)
                 self._entries.append(lost)
 
     # Sizing.
@@ -113,11 +120,14 @@ class Entries:
         order = {**order, "amount": self._fitting(entry, order)}
         entry.sent = SentOrder(pair, entry.name, order["side"], order["amount"], order["rate"], datetime.now(UTC))
         entry.stage = "sending"
-        if not self.settle():
+        try:
+            if not self.settle():
+                raise DependencyException(f"The ledger is away: the order for {pair} is not sent.")
+            if not self._dry_run:
+                book.write_down(entry.sent)
+        except BaseException:
             self._end(entry)
-            raise DependencyException(f"The ledger is away: the order for {pair} is not sent.")
-        if not self._dry_run:
-            book.write_down(entry.sent)
+            raise
         try:
             answer = create_order(**order)
         except InvalidOrderException:  # the exchange refused it
@@ -140,8 +150,10 @@ class Entries:
             else:
                 price = Decimal(str(self._exchange.price_to_precision(entry.pair, order["rate"])))
             amount, most = Decimal(str(order["amount"])), entry.granted / price
-            if amount <= most:
+            if amount < most * (1 - _ROUNDED):
                 return float(order["amount"])
+            if amount <= most * (1 + _ROUNDED):  # a stake is a float: what it lost must not cost a whole step
+                return float(most)
             if most < amount * (1 - _TRIM_MAX):
                 self._end(entry)
                 raise DependencyException(
@@ -152,18 +164,25 @@ class Entries:
 
     # The level.
 
-    def settle(self) -> bool:
-        """Bring the ledger in line with freqtrade's database. Return whether it is. Never raises."""
+    def settle(self, *, look: bool = False) -> bool:
+        """Bring the ledger in line with freqtrade's database. Return whether it is. Never raises.
+
+        look: also ask the exchange for lost orders, which may take long.
+        """
         try:
             with self._level:
-                return self._settle()
+                return self._settle(look=look)
         except Exception:
             log.exception("The trades could not be declared to the ledger")
             return False
 
-    def _settle(self) -> bool:
+    def _settle(self, *, look: bool) -> bool:
         with self._lock:
             entries = list(self._entries)
+        if look:
+            for entry in entries:
+                if entry.stage == "lost" and time.monotonic() >= entry.look_at:
+                    self._look_for(entry)
         over = [entry for entry in entries if self._is_over(entry)]
         opened, resting = book.read_book()
         live = {entry.pair for entry in entries if entry.stage != "asked" and entry not in over}
@@ -175,10 +194,10 @@ class Entries:
 
     def _is_over(self, entry: _Entry) -> bool:
         """Whether no order of an entry is out any more, nor will be."""
-        if entry.stage == "sending":
+        if entry.stage in ("sending", "lost"):
             return False
-        if entry.stage == "lost":
-            return self._never_arrived(entry)
+        if entry.stage == "never arrived":
+            return True
         # A thread that is here again has ended what it did before.
         left = entry.thread == threading.get_ident() or time.monotonic() - entry.began > _FORGOTTEN_SECONDS
         if entry.order_id is None:
@@ -186,31 +205,47 @@ class Entries:
         is_open = book.order_state(entry.pair, entry.order_id)
         return left if is_open is None else not is_open
 
-    def _never_arrived(self, entry: _Entry) -> bool:
-        """Look for a lost order at the exchange. Whether it is not there, or ended without a fill."""
+    def _look_for(self, entry: _Entry) -> None:
+        """Look for a lost order at the exchange: freqtrade knows it, or it is not there, or it stays lost."""
         sent = entry.sent
-        if sent is None or time.monotonic() < entry.look_at:
-            return False
+        if sent is None:
+            return
         entry.look_at = time.monotonic() + _LOOK_SECONDS
-        known = book.known_orders(entry.pair)
+        begin = sent.since - timedelta(seconds=_CLOCKS_SECONDS)
+        known = book.known_orders(entry.pair, sent.side, begin)
+        if entry.restored:  # freqtrade may have written the order down just before the end
+            taken = {one.order_id for one in self._entries}
+            for order_id, amount in known.items():
+                if order_id not in taken and (amount is None or self._is_alike(sent, sent.side, amount)):
+                    entry.order_id, entry.stage = order_id, "out"
+                    return
         try:
-            orders = self._exchange.fetch_orders(entry.pair, sent.since - timedelta(seconds=10))
+            orders = self._exchange.fetch_orders(entry.pair, begin)
         except Exception as error:  # noqa: BLE001 - whatever it is, the order's fate stays unknown
             log.warning("%s: cannot look for an order of unknown fate: %s", entry.pair, error)
-            return False
-        alike = [order for order in orders if _is_alike(self._exchange, order, sent)]
-        for order in alike:
-            if str(order["id"]) in known:
-                entry.order_id, entry.stage = str(order["id"]), "out"
-                return self._is_over(entry)
+            return
+        alike = [
+            order
+            for order in orders
+            if str(order["id"]) not in known and self._is_alike(sent, order["side"], order["amount"] or 0)
+        ]
         alive = [order for order in alike if order["status"] == "open" or order.get("filled")]
         for order in alive:
+            if order["id"] in entry.told:
+                continue
+            entry.told.add(order["id"])
             log.error(
                 "%s: order %s of %s coins was sent and freqtrade does not know it (%s). Its USD stay held. "
                 "Cancel it, or sell what it bought, at the exchange",
                 entry.pair, order["id"], order["amount"], order["status"],
             )  # fmt: skip
-        return not alive
+        if not alive:
+            entry.stage = "never arrived"
+
+    def _is_alike(self, sent: SentOrder, side: str, amount: float) -> bool:
+        """Whether an order of this side and of so many coins may be the one that was sent."""
+        coins = self._exchange.amount_to_contract_precision(sent.pair, sent.amount)
+        return bool(side == sent.side and abs(amount - coins) <= coins * 1e-6)
 
     # Book-keeping.
 
@@ -230,12 +265,6 @@ class Entries:
         self.desk.release(entry.pair, wish=entry.name)
         if entry.sent is not None and not self._dry_run:
             book.forget(entry.name)
-
-
-def _is_alike(exchange: Any, order: dict[str, Any], sent: SentOrder) -> bool:
-    """Whether an order of the exchange may be the one that was sent."""
-    amount = exchange.amount_to_precision(sent.pair, sent.amount)
-    return order["side"] == sent.side and abs(float(order["amount"] or 0) - amount) <= amount * 1e-6
 
 
 def _float_below(exact: Decimal) -> float:

@@ -1,5 +1,6 @@
 """Reads the block `ledger_sizer` of a freqtrade configuration."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -61,13 +62,20 @@ class DeskSettings:
         bot = self.bot + (DRY_RUN_SUFFIX if dry_run else "")
         return {"venue": venue, **self.tags, "bot": bot}
 
+    @property
+    def shown_url(self) -> str:
+        """The URL without a user and a password, for the log."""
+        return re.sub(r"//[^/]*@", "//", self.url)
+
     def _require_valid(self, stake_currency: str) -> None:
         label_text(self.bot, "ledger_sizer.bot")
-        for name in ("url", "portfolio"):
-            if not isinstance(getattr(self, name), str):
-                raise _wrong(name, f"must be text, got {getattr(self, name)!r}")
-        if not isinstance(self.tags, Mapping) or "bot" in self.tags:
-            raise _wrong("tags", f"must be an object such as {{'strategy': 'trend'}}, without bot, got {self.tags!r}")
+        for name in ("url", "portfolio", "api_key"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and not (name == "api_key" and value is None):
+                raise _wrong(name, f"must be text, got {value!r:.100}")
+        tags: Any = self.tags
+        if not isinstance(tags, Mapping) or "bot" in tags:
+            raise _wrong("tags", f"must be an object such as {{'strategy': 'trend'}}, without bot, got {tags!r}")
         for name, least, most in (("patience_seconds", 0.05, 60), ("repeat_seconds", 0, 86_400), ("slippage", 0, 0.5)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
