@@ -135,6 +135,8 @@ class StrategyDesk:
 
     def _admitted(self, order: Order, position_id: PositionId | None) -> Out:
         instrument, price = self._strategy.cache.instrument(order.instrument_id), price_of(order, self._strategy.cache)
+        if instrument is None:
+            raise NotGranted(f"no instrument {order.instrument_id} is known")
         quantity: Decimal = order.quantity.as_decimal()
         if order.is_quote_quantity and price is not None:
             quantity = order_quantity(order, price)
@@ -148,12 +150,12 @@ class StrategyDesk:
         out.freed_usd = notional_usd(instrument, closing, closing_price)
         out.asked_usd = usd = self._cost(out, quantity, price, limited=order.has_price)
         if usd:
-            name, tags = str(order.client_order_id), self._tags_of(instrument)
-            out.hold = self._from_budget(order, usd)
-            out.hold = (
-                out.hold or self._reserve(name, usd, usd, until_known=True, tags=tags, reference=name).position_id
-            )
+            out.hold = self._from_budget(order, usd) or self._reserve_for(order, usd, self._tags_of(instrument))
         return out
+
+    def _reserve_for(self, order: Order, usd: Decimal, tags: dict[str, str]) -> str:
+        name = str(order.client_order_id)
+        return self._reserve(name, usd, usd, until_known=True, tags=tags, reference=name).position_id
 
     def _cost(self, out: Out, quantity: Decimal, price: Decimal, *, limited: bool) -> Decimal:
         """Return what an order adds to the strategy's exposure, USD. limited: a limit bounds its price."""
@@ -315,10 +317,8 @@ class StrategyDesk:
     def _declare(self, venue: Venue, market: InstrumentId | None = None, without: Decimal = ZERO) -> None:
         """Declare the book of a venue. without: coins of a market that are told later."""
         tags = {**self._tags, "venue": str(venue).lower()}
-        book, resting = (
-            {**self._own_of(self._view.found(venue), tags), **self._view.book(venue)},
-            self._view.resting(venue),
-        )
+        resting = self._view.resting(venue)
+        book = {**self._own_of(self._view.found(venue), tags), **self._view.book(venue)}
         if market is not None:
             name = market_of(self._strategy.cache.instrument(market))
             coins, price, side = book.pop(name, (ZERO, ZERO, ""))

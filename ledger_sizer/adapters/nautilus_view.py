@@ -125,14 +125,11 @@ class StrategyView:
             closing = one.closing - filled_of(self.orders_of(name))[0]
             if closing <= 0 or order.parent_order_id in self.out:
                 continue
-            against = self._facing(order, one.position_id)
-            group = (one.side, one.position_id)
-            shared = (
-                taken.get(group, ZERO)
-                if not any(linked in self.out for linked in order.linked_order_ids or ())
-                else ZERO
-            )
-            can = min(closing, max(sum((had.quantity.as_decimal() for had in against), ZERO) - shared, ZERO))
+            has = sum((had.quantity.as_decimal() for had in self._facing(order, one.position_id)), ZERO)
+            group = one.side, one.position_id
+            if not any(linked in self.out for linked in order.linked_order_ids or ()):
+                has = max(has - taken.get(group, ZERO), ZERO)  # of linked ones only one can fill
+            can = min(closing, has)
             taken[group] = taken.get(group, ZERO) + can
             if can < closing:
                 found.append((one, order, closing - can))
