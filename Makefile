@@ -3,6 +3,8 @@
 VENV         ?= .venv
 BIN          := $(VENV)/bin
 READY        := $(VENV)/.ready
+BOTS_VENV    ?= .venv-bots
+BOTS_READY   := $(BOTS_VENV)/.ready
 # Twice the cores of a small machine: half of the tests' time is waiting.
 TEST_WORKERS ?= 4
 REPLAY_FOLDER  := .replay
@@ -12,7 +14,7 @@ ARGS         ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo replay test test-extended coverage lint format types floors check bench campaign screenshots lock clean
+.PHONY: help setup demo replay test test-extended coverage lint format types floors check bench campaign bots screenshots lock clean
 
 help:  ## List what make can do
 	@echo "usage: make TARGET [ARGS='more arguments for the tool behind it']"
@@ -62,15 +64,27 @@ bench: $(READY)  ## Compare throughput and latency with other ways to do it, in 
 campaign: $(READY)  ## Break services and databases on purpose, and audit every acknowledged decision
 	$(BIN)/python -m campaign $(ARGS)
 
+$(BOTS_READY): bots/requirements.txt pyproject.toml scripts/setup_bots | $(READY)
+	@scripts/setup_bots $(BOTS_VENV) $(VENV)
+	@touch $@
+
+bots: $(BOTS_READY)  ## Run the adapters' tests and the rounds of real bots, in an environment of their own
+	$(BOTS_VENV)/bin/python -m pytest -n $(TEST_WORKERS) --dist worksteal tests/adapters
+	$(BOTS_VENV)/bin/python -m bots $(ARGS)
+
 screenshots: $(READY)  ## Trade a day on a ledger and take docs/images/dashboard.png (needs Chromium)
 	$(BIN)/python scripts/screenshots.py $(ARGS)
 
 lock: $(READY)  ## Write requirements.lock anew from pyproject.toml (ARGS=--upgrade for newer versions)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --generate-hashes \
 	    --custom-compile-command "make lock" \
-	    --extra postgres --extra exchanges --extra embedded-pg --extra otel --group dev --group build \
+	    --extra service --extra postgres --extra exchanges --extra embedded-pg --extra otel --group dev --group build \
 	    --output-file requirements.lock $(ARGS) pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate \
+	    --custom-compile-command "make lock" --constraint requirements.lock \
+	    --extra service --extra postgres --extra exchanges --extra embedded-pg --group dev --group build --group bots \
+	    --output-file bots/requirements.txt $(ARGS) pyproject.toml
 
 clean:  ## Remove everything that was built, downloaded or left behind here
-	rm -rf $(VENV) $(REPLAY_FOLDER) build dist .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .schemathesis
+	rm -rf $(VENV) $(BOTS_VENV) $(REPLAY_FOLDER) build dist .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .schemathesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Rounds with real bots: real frameworks at the paper venue or their own simulated exchange, under one cap."""

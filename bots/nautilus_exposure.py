@@ -12,7 +12,8 @@ class Exposure:
     """What is at risk at the simulated exchange, from its own events, looked at after every one.
 
     What closes, closes the oldest entry first, as in the ledger. (nautilus averages instead: after a partial close its
-    figure is a little higher or lower.) highest: the most that was open and could still open, USD. looks: how often.
+    figure is a little higher or lower.) highest: the most that was open, or could be open if all buys or all sales of
+    a market filled, USD. looks: how often.
     """
 
     cache: Any
@@ -21,25 +22,41 @@ class Exposure:
     looks: int = 0
 
     def look(self, event: Any) -> None:
-        """Take in a fill; sum up all entries that are open, and what orders may still open, at their limit."""
+        """Take in a fill; sum up what every strategy has, or could have, in every market."""
         if type(event).__name__ == "OrderFilled":
             signed = event.last_qty.as_decimal() * (1 if event.is_buy else -1)
             self._fill((event.instrument_id, event.strategy_id), signed, event.last_px.as_decimal())
-        worth = sum((abs(coins) * price for key in self.entries.values() for coins, price in key), Decimal(0))
-        worth += self.resting()
-        self.highest = max(self.highest, worth)
+        orders = self._orders()
+        keys = {*self.entries, *orders}
+        self.highest = max(self.highest, sum((self._worst(key, orders.get(key, [])) for key in keys), Decimal(0)))
         self.looks += 1
 
     def resting(self) -> Decimal:
-        """Return what the orders that are out may still open, at their limit, USD."""
-        worth = Decimal(0)
+        """Return what the orders that are out would cost at their limits, USD."""
+        return sum((abs(coins) * price for one in self._orders().values() for coins, price in one), Decimal(0))
+
+    def _orders(self) -> dict[Any, list[tuple[Decimal, Decimal]]]:
+        """Return coins and limit of the orders that are out, but for those that only reduce, by market and strategy."""
+        found: dict[Any, list[tuple[Decimal, Decimal]]] = {}
         orders = {one.client_order_id: one for one in (*self.cache.orders_open(), *self.cache.orders_inflight())}
-        for order in orders.values():  # one that is being cancelled is in both lists
-            net = sum((one for one, _ in self.entries.get((order.instrument_id, order.strategy_id), ())), Decimal(0))
-            against = abs(net) if (net > 0) != order.is_buy else Decimal(0)
-            if not order.is_reduce_only and order.has_price:
-                worth += max(order.leaves_qty.as_decimal() - against, Decimal(0)) * order.price.as_decimal()
-        return worth
+        for one in orders.values():  # one that is being cancelled is in both lists
+            if one.has_price and not one.is_reduce_only:
+                coins = one.leaves_qty.as_decimal() * (1 if one.is_buy else -1)
+                found.setdefault((one.instrument_id, one.strategy_id), []).append((coins, one.price.as_decimal()))
+        return found
+
+    def _worst(self, key: Any, orders: list[tuple[Decimal, Decimal]]) -> Decimal:
+        entries = self.entries.get(key, [])
+        net, has = sum(coins for coins, _ in entries), sum(abs(coins) * price for coins, price in entries)
+        worst = has
+        for sign in (1, -1):
+            coins = sum(one for one, _ in orders if one * sign > 0) * sign
+            cost = sum(abs(one) * price for one, price in orders if one * sign > 0)
+            against = min(max(-net * sign, 0), coins)  # closes first
+            if coins:
+                left = has if net * sign >= 0 else has * (abs(net) - against) / abs(net)
+                worst = max(worst, left + cost * (coins - against) / coins)
+        return Decimal(worst)
 
     def _fill(self, key: Any, coins: Decimal, price: Decimal) -> None:
         entries = self.entries.setdefault(key, [])

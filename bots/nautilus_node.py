@@ -82,7 +82,7 @@ class MadeUpQuotesFactory(LiveDataClientFactory):  # type: ignore[misc]
         )  # fmt: skip
 
 
-class Busy(DeskStrategy):  # type: ignore[misc]
+class Busy(DeskStrategy):
     """Buys at the market, rests bids, cancels them, takes half off, closes all: every few quotes something else."""
 
     def on_start(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -131,18 +132,24 @@ def compared(told: dict[tuple[str, str], Decimal], has: dict[tuple[str, str], De
 
 
 def backtest_round(_folder: Path, short: bool) -> Outcome:
-    """Two strategies in one engine: with the ledger twice, and once without it."""
+    """Two strategies in one engine: once without the ledger, and with it in two processes."""
     from bots.market_data import best_market
 
     bars, market = BARS_SHORT if short else BARS, best_market()
     alone = backtest(market, bars, with_ledger=False)
-    first, second = (backtest(market, bars, with_ledger=True) for _ in range(2))
+    first = backtest(market, bars, with_ledger=True)
+    again = f"from bots.nautilus_rounds import backtest; print(backtest({market!r}, {bars}, with_ledger=True).head)"
+    other = {**os.environ, "PYTHONHASHSEED": "17"}  # another process, whose sets have another order
+    second = subprocess.run(
+        [sys.executable, "-c", again], cwd=ROOT, env=other, capture_output=True, text=True, check=True
+    )
     faults = list(first.faults)
     if first.highest > CAP_USD:
         faults.append(f"{first.highest:.2f} USD at the exchange, above the cap of {CAP_USD}")
     if alone.highest <= CAP_USD:
         faults.append(f"without the ledger only {alone.highest:.2f} USD: the strategies do not want enough")
-    if first.head != second.head:
+    equal = first.head == second.stdout.strip()
+    if not equal:
         faults.append("two equal runs wrote different chains")
     figures = {
         "market": market,
@@ -151,7 +158,7 @@ def backtest_round(_folder: Path, short: bool) -> Outcome:
         "looks at the exchange": f"{first.looks:,}",
         "orders (denied)": f"{first.orders:,} ({first.denied:,})",
         "decisions": f"{first.decisions:,}",
-        "chain heads of two runs": "equal" if first.head == second.head else "different",
+        "chain heads of two processes": "equal" if equal else "different",
     }
     return Outcome(not faults, figures, "; ".join(faults))
 

@@ -21,7 +21,7 @@ class _Trading:
 
     def on_start(self: Any) -> None:
         self.bars = dict.fromkeys([instrument.id for instrument, _ in self.markets], 0)
-        self.closes = {instrument.id: deque(maxlen=AVERAGED_BARS) for instrument, _ in self.markets}
+        self.closes = {one.id: deque[Decimal](maxlen=AVERAGED_BARS) for one, _ in self.markets}
         for _, bar_type in self.markets:
             self.subscribe_bars(bar_type)
 

@@ -79,7 +79,6 @@ async def open_exchange(venue: str, paper_url: str | None) -> Any:
     if paper_url is not None:
         keys = {"apiKey": DEFAULT_KEY, "secret": DEFAULT_SECRET, "password": DEFAULT_PASSPHRASE}
         exchange = getattr(ccxt.async_support, venue)({**ccxt_config(venue, paper_url), **keys})  # type: ignore[arg-type]
-        exchange.has["fetchCurrencies"] = False
     else:
         names = {"apiKey": "API_KEY", "secret": "API_SECRET", "password": "API_PASSWORD"}
         keys = {name: os.environ.get(f"{venue.upper()}_{end}", "") for name, end in names.items()}

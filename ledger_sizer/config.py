@@ -5,7 +5,6 @@ Each class reads its own prefix (`SIZING_ENABLED=true`). `AppSettings` holds the
 """
 
 import json
-import re
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -14,16 +13,18 @@ from pydantic import (
     BeforeValidator,
     Field,
     SecretStr,
-    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+from pydantic_settings import NoDecode, SettingsConfigDict
 
+from ledger_sizer.config_sources import Sections, Settings, read_later, require_readable
 from ledger_sizer.model.asset_policies import DOLLARS, asset_names, asset_patterns
 from ledger_sizer.model.choices import AssetPolicy, DriftKind, DriftPolicy, LedgerCreation, PortfolioCreation
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.model.exchange_account import CREDENTIALS, Exact, ExchangeAccountSettings
+from ledger_sizer.model.exchange_account import Exact, ExchangeAccountSettings
 from ledger_sizer.model.reconcile_timing import ReconcileTiming
 from ledger_sizer.model.reconciliation import EXCESS_KINDS
 from ledger_sizer.model.tags import EXTERNAL_TAG, TAGS_MAX, is_dimension
@@ -48,46 +49,6 @@ def _tag_names(value: Any) -> tuple[str, ...]:
 
 
 TagNames = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_tag_names)]
-
-
-class Settings(BaseSettings):
-    """Base of the settings classes: frozen, reads `.env`, and its errors name the setting and its value."""
-
-    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, validate_default=True)
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise _as_invalid_request(error, self.model_config.get("env_prefix", "")) from None
-        except SettingsError as error:
-            section = "".join(re.findall(r'field "(\w+)"', str(error))).upper()
-            prefix = self.model_config.get("env_prefix", "")
-            form = f"a section's JSON; set its fields one by one, as in {section}__NAME" if not prefix else "valid JSON"
-            raise InvalidRequest(f"environment {prefix}{section} is not {form}", field=section.lower()) from None
-
-
-def _as_invalid_request(error: ValidationError, prefix: str) -> InvalidRequest:
-    """Convert the first error. Name the setting and its variable, and the value unless it may be a secret."""
-    first = error.errors(include_url=False)[0]
-    what = first["msg"].removeprefix("Value error, ")
-    name = ".".join(str(part) for part in first["loc"])
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, InvalidRequest) and cause.field is not None:
-        # A section refused one of its own fields. Name its variable in both forms in which it may have been written.
-        nested = f"{name}__{cause.field}".upper()
-        return InvalidRequest(f"{cause} (or environment {nested})", field=f"{name}.{cause.field}")
-    if not name:
-        return InvalidRequest(f"settings: {what}")
-    scalar = isinstance(first["input"], str | int | float | Decimal)
-    shown = "" if _is_secret(name) or not scalar else f", got {first['input']!r}"
-    variable = f"{prefix}{name.replace('.', '__')}".upper()
-    return InvalidRequest(f"setting {name} (environment {variable}): {what}{shown}", field=name)
-
-
-def _is_secret(name: str) -> bool:
-    """Return True for credentials, and for URLs and options, which may contain one."""
-    return any(part in name for part in ("secret", "key", "url", "pass", "options", *CREDENTIALS))
 
 
 class DynamicSizingSettings(Settings):
@@ -367,17 +328,56 @@ class ExchangeSettings(ExchangeAccountSettings, Settings):
         return ExchangeAccountSettings.model_construct(**{name: getattr(self, name) for name in names})
 
 
-class AppSettings(Settings):
-    """All settings. Reads `.env` and the environment; nested names use a double underscore (`LEDGER__DATABASE_URL`)."""
+def _nothing_given() -> Any:
+    """Return the form of a section of which only its own variables tell."""
+    return {}
+
+
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+
+
+class AppSettings(Sections):
+    """All settings. Reads `.env` and the environment; nested names use a double underscore (`LEDGER__DATABASE_URL`).
+
+    An embedded ledger uses sizing, trading and ledger. A wrong value of any other setting raises where that setting is
+    used, so that a bot's own variables stop no ledger. Programs read all by `of_program`, which refuses it at once.
+    """
 
     model_config = SettingsConfigDict(env_nested_delimiter="__")
+    later = ("service", "reconcile", "exchange")
 
     sizing: DynamicSizingSettings = Field(default_factory=DynamicSizingSettings)
     trading: TradingSettings = Field(default_factory=TradingSettings)
     ledger: LedgerSettings = Field(default_factory=LedgerSettings)
-    service: ServiceSettings = Field(default_factory=ServiceSettings)
-    reconcile: ReconcileSettings = Field(default_factory=ReconcileSettings)
-    exchange: ExchangeSettings = Field(default_factory=ExchangeSettings)
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="Lowest level that programs write to their log."
-    )
+    service: ServiceSettings = Field(default_factory=_nothing_given)
+    reconcile: ReconcileSettings = Field(default_factory=_nothing_given)
+    exchange: ExchangeSettings = Field(default_factory=_nothing_given)
+    log_level: LogLevel = Field("INFO", description="Lowest level that programs write to their log.")
+
+    @classmethod
+    def of_program(cls) -> Self:
+        """Read the settings of a program of this package. Raises `InvalidRequest` for whatever is wrong."""
+        settings = cls()
+        for name in cls.later:
+            require_readable(getattr(settings, name))
+        if settings.log_level not in get_args(LogLevel):
+            levels = ", ".join(get_args(LogLevel))
+            what = f"must be one of {levels}, got {settings.log_level!r:.100}"
+            raise InvalidRequest(f"setting log_level (environment LOG_LEVEL): {what}", field="log_level")
+        return settings
+
+    @field_validator(*later, mode="wrap")
+    @classmethod
+    def _usable_or_later(cls, value: Any, read: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        kinds: dict[str, type[Settings]] = {
+            "service": ServiceSettings, "reconcile": ReconcileSettings, "exchange": ExchangeSettings
+        }  # fmt: skip
+        name = str(info.field_name)
+        return read_later(kinds[name], name, value, read)
+
+    @field_validator("log_level", mode="wrap")
+    @classmethod
+    def _known_or_later(cls, value: Any, read: ValidatorFunctionWrapHandler) -> Any:
+        text = value.strip().upper() if isinstance(value, str) else value
+        text = "WARNING" if text == "WARN" else text
+        return read(text) if text in get_args(LogLevel) else value

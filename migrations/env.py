@@ -52,7 +52,7 @@ def run_online() -> None:
     url = _url()
     if is_sqlite(url):
         create_file(sqlite_path(url))
-    engine = make_engine(url, bounded=False)
+    engine = make_engine(url, config.attributes.get("settings"), bounded=False)
     try:
         with engine.connect() as connection:
             # One transaction for all steps, begun before the version is read. If two processes migrate at once, one

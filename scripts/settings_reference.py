@@ -29,6 +29,10 @@ Every setting is an environment variable, or a line of a `.env` file in the work
 `LEDGER_DATABASE_URL` may also be written nested, as `LEDGER__DATABASE_URL`, which wins over the plain name. A value out
 of range stops the program at its start and names the variable. Decimals are written plainly (`0.3`, `5000`).
 
+A ledger embedded in a bot uses the settings of Sizing, Trading and Ledger only; those given to `Ledger.open` stand in
+place of variables. Variables of the bot's own, such as `EXCHANGE=bybit`, `SERVICE_PORT=web` or `LOG_LEVEL=trace`, do
+not stop it.
+
 Caps set at run time live in the database and win over `SIZING_MAX_PORTFOLIO_EXPOSURE`, which only a new portfolio gets.
 """
 

@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ledger_sizer"
 AT_THE_ROOT = {"__init__.py", "__main__.py", "config.py", "py.typed", "telemetry.py"}
-TEST_FOLDERS_OF_NO_ROOM = {"campaign", "conformance", "lockstep", "repository", "support"}
+TEST_FOLDERS_OF_NO_ROOM = {"bots", "campaign", "conformance", "lockstep", "repository", "support"}
 FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 70
 MONEY_MODULES = (
@@ -39,7 +39,7 @@ Documented = Function | ast.ClassDef
 PACKAGE_FILES = sorted(PACKAGE.rglob("*.py"))
 STYLED_FILES = [
     *PACKAGE_FILES,
-    *[path for folder in ("tests", "benchmarks", "campaign") for path in sorted((ROOT / folder).rglob("*.py"))],
+    *[path for folder in ("tests", "benchmarks", "campaign", "bots") for path in sorted((ROOT / folder).rglob("*.py"))],
 ]
 
 
@@ -221,6 +221,6 @@ def test_list_targets_when_makefile_declares_them_then_help_describes_each() -> 
     assert declared == described
 
 
-@pytest.mark.parametrize("script", [".ci/run", "scripts/programs", "scripts/setup"])
+@pytest.mark.parametrize("script", [".ci/run", "scripts/programs", "scripts/setup", "scripts/setup_bots"])
 def test_run_script_when_cloned_then_it_is_executable(script: str) -> None:
     assert os.access(ROOT / script, os.X_OK), f"{script} is not executable: chmod +x {script}"

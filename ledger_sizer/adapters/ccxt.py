@@ -197,7 +197,11 @@ class DeskExchange:
 
     def _then_catch_up(self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Steps[Any]:
         """Call a method that ends orders, and ask what they filled."""
-        answer = yield from self._seeing(method, args, kwargs)
+        try:
+            answer = yield from self._seeing(method, args, kwargs)
+        except Exception:  # an order that could not be cancelled may have filled
+            yield from self._desk.catch_up(best_effort=True, all_orders=True)
+            raise
         yield from self._desk.catch_up(best_effort=True, all_orders=True)
         return answer
 

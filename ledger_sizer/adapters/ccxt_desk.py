@@ -25,7 +25,6 @@ from ledger_sizer.adapters.ccxt_orders import (
     given_client_id,
     kind_of,
     needs_ticker,
-    owner_mark,
     recent_orders,
     reduces,
     seen_of,
@@ -35,7 +34,7 @@ from ledger_sizer.adapters.ccxt_orders import (
 from ledger_sizer.adapters.ccxt_records import Order, OrderRecords, log
 from ledger_sizer.exchanges.client import error_text
 from ledger_sizer.model.choices import Side
-from ledger_sizer.model.errors import Busy, InvalidRequest, KeyReused, LedgerError, Unavailable
+from ledger_sizer.model.errors import Busy, InvalidRequest, LedgerError, Unavailable
 from ledger_sizer.model.legs import Leg, LegPlan
 from ledger_sizer.model.tags import Tags
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
@@ -62,7 +61,7 @@ class OrderDesk:
         self._client, self._tags, self._portfolio, self._account = client, tags, portfolio, account
         self._slippage, self._window_seconds, self._clock = slippage, window_seconds, clock
         self._owner = f"{portfolio} {account or ''} {tags.text}"
-        self._records = OrderRecords(client, tags, portfolio, account, owner_mark(self._owner), clock)
+        self._records = OrderRecords(client, tags, portfolio, account, self._owner, clock)
         self._begun = False
 
     def note(self, orders: Iterable[Mapping[str, Any]]) -> Steps[None]:
@@ -118,13 +117,15 @@ class OrderDesk:
         order = self._records.orders.get(client_id)
         if order is None:
             decision = yield from self._ledger("lookup", f"order/{client_id}", self._portfolio)
-            if decision is None and reduces(asked, kind_of(self._client.market(asked.symbol))) is False:
-                return None  # what opens is reserved first
+            opens = reduces(asked, kind_of(self._client.market(asked.symbol))) is False
+            if decision is None and (opens or "wish" not in asked.params):
+                return None  # what opens is reserved first; of an id of the caller's own the exchange takes one order
             if decision is not None:
                 order = yield from self._records.order_of(client_id, decision, asked.symbol)
         found = yield from find_steps(self._client.id, asked.symbol, client_id)
         if found is not None:
-            return (yield from self._placed(order, found)) if order else found
+            order = order or (yield from self._records.closing_order(client_id, asked.symbol, asked.side))
+            return (yield from self._placed(order, found))
         if order is None:
             return None
         age = self._clock() - order.sent
@@ -156,6 +157,8 @@ class OrderDesk:
         try:
             opposite = yield from self._records.open_positions(asked.symbol, "sell" if asked.side == "buy" else "buy")
         except (Unavailable, Busy) as error:
+            if (yield from self._account_covers(asked)):
+                return True
             raise DeskUnavailable(f"the ledger is away, and {asked.symbol} may open: {error}") from error
         with exact_arithmetic():
             held = sum([position.quantity or _NOTHING for position in opposite], _NOTHING)
@@ -168,26 +171,29 @@ class OrderDesk:
             )
         return held > 0
 
+    def _account_covers(self, asked: Asked) -> Steps[bool]:
+        """Whether the account has that much open the other way. Reduce-only, the order then opens nothing."""
+        rows = yield OnExchange("fetch_positions", ([asked.symbol],))
+        side = "short" if asked.side == "buy" else "long"
+        return any(row["side"] == side and Decimal(str(row["contracts"])) >= Decimal(str(asked.amount)) for row in rows)
+
     def _ask(self, client_id: str, size: Size, side: Side) -> Steps[str]:
         """Reserve what an order can open; return the name of the position. Raises `OrderDenied`, `DeskUnavailable`."""
-        key = f"order/{client_id}"
         try:
             yield from self._begin()
-            try:
-                decision = yield OnLedger("reserve", kwargs={
-                    "key": key, "portfolio": self._portfolio, "tags": self._tags.to_json(), "amount_usd": size.usd,
-                    "price": size.price, "legs": [LegPlan(size.rules, side, account=self._account)],
-                    "until_known": True, "reference": client_id,
-                })  # fmt: skip
-            except KeyReused:  # asked before at another price
-                decision = yield OnLedger("lookup", (key, self._portfolio))
-                if decision is None:
-                    raise
+            decision = yield OnLedger("reserve", kwargs={
+                "key": f"order/{client_id}", "portfolio": self._portfolio, "tags": self._tags.to_json(),
+                "amount_usd": size.usd, "price": size.price,
+                "legs": [LegPlan(size.rules, side, account=self._account)],
+                "until_known": True, "reference": client_id,
+            })  # fmt: skip
         except (Unavailable, Busy) as error:
             self._records.never_sent[client_id] = None
             raise DeskUnavailable(f"no order was sent, because the ledger is away: {error}") from error
         if not decision.granted:
             raise OrderDenied(decision)
+        if decision.replayed and not (yield from self._ledger("position", decision.position_id)).pending:
+            raise OrderEnded(f"the hold of order {client_id} ended before: {decision.position_id}")
         return str(decision.position_id)
 
     def _after_failure(self, order: Order, asked: Asked, error: Exception) -> Steps[Any]:
@@ -210,7 +216,7 @@ class OrderDesk:
 
     def _placed(self, order: Order, answer: Any) -> Steps[Any]:
         """Record what a placed order shows, and return it. An order that does not rest is asked for its fill."""
-        order.known = True
+        self._records.resolve(order)
         if answer.get("id"):
             self._records.ids[str(answer["id"])] = order.client_id
         seen = self._records.seen(order, answer)
@@ -238,7 +244,7 @@ class OrderDesk:
                 decision = yield OnLedger("lookup", (f"order/{client_id}", self._portfolio))
                 if decision is not None and decision.granted:
                     yield from self._records.release_hold(client_id, decision.position_id)
-                del self._records.never_sent[client_id]
+                self._records.never_sent.pop(client_id, None)
             for order in [*self._records.orders.values()]:
                 if order.untold is not None:
                     yield from self._records.record(order, order.untold)
@@ -258,7 +264,7 @@ class OrderDesk:
         """Ask what became of an order. One that is not found after the window was never taken."""
         found = yield from find_steps(self._client.id, order.symbol, order.client_id)
         if found is not None:
-            order.known = True
+            self._records.resolve(order)
             yield from self._records.record(order, found)
         elif not order.known and self._clock() - order.sent >= self._window_seconds:
             yield from self._records.free(order)

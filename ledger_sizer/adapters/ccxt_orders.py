@@ -55,21 +55,32 @@ _DIGITS = 32
 """Letters a to f and digits: within the rules of Bybit (36 of A-Za-z0-9_-), Binance (36 of A-Za-z0-9_-./:), OKX (32 of
 A-Za-z0-9), Kraken (32 hexadecimal digits) and all whose rules are wider."""
 _DIGITS_AT = {"gate": 28, "gateio": 28}
+_NUMBERS_AT = {
+    "backpack": 9, "bitfinex": 13, "dydx": 9, "htx": 18, "huobi": 18, "lighter": 13, "ndax": 18, "woo": 18,
+    "woofipro": 18,
+}  # fmt: skip
+"""Exchanges that take a number, and of how many decimal digits."""
 
 
 def client_order_id(venue: str, *parts: object, owner: str = "") -> str:
     """Return the client order id of an intent at a venue: of the same parts always the same.
 
-    owner: a text whose mark begins the id, so that the owner's orders are recognised (`owner_mark`).
+    owner: a text whose mark begins the id, so that the owner's orders are recognised (`is_owned`).
     """
-    mark = owner_mark(owner) if owner else ""
-    digits = mark + sha256("\x1f".join(map(str, parts)).encode()).hexdigest()
-    kept = digits[: _DIGITS_AT.get(venue, _DIGITS)]
+    digest = sha256("\x1f".join((owner, *map(str, parts))).encode()).hexdigest()
+    if venue in _NUMBERS_AT:
+        lowest = 10 ** (_NUMBERS_AT[venue] - 1)
+        return str(lowest + int(digest, 16) % (9 * lowest))
+    kept = ((_mark(owner) if owner else "") + digest)[: _DIGITS_AT.get(venue, _DIGITS)]
     return f"0x{kept}" if venue == "hyperliquid" else kept
 
 
-def owner_mark(owner: str) -> str:
-    """Return the eight digits with which the client order ids of an owner begin."""
+def is_owned(venue: str, client_id: str, owner: str) -> bool:
+    """Whether a client order id has the owner's mark. A number has no room for one."""
+    return venue not in _NUMBERS_AT and client_id.removeprefix("0x").startswith(_mark(owner))
+
+
+def _mark(owner: str) -> str:
     return sha256(owner.encode()).hexdigest()[:8]
 
 

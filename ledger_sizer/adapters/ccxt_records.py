@@ -9,11 +9,20 @@ from itertools import count
 from typing import Any
 
 from ledger_sizer.adapters.ccxt_errors import OrderDenied
-from ledger_sizer.adapters.ccxt_orders import OnExchange, OnLedger, Seen, Steps, seen_of, told_client_id, unit_of
+from ledger_sizer.adapters.ccxt_orders import (
+    OnExchange,
+    OnLedger,
+    Seen,
+    Steps,
+    is_owned,
+    seen_of,
+    told_client_id,
+    unit_of,
+)
 from ledger_sizer.model.choices import Side
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import Position
-from ledger_sizer.model.errors import LedgerError, WrongState
+from ledger_sizer.model.errors import LedgerError, NotFound, WrongState
 from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.tags import Tags
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
@@ -24,6 +33,9 @@ log = get_logger("ledger_sizer.ccxt")
 _DONE_MAX = 20_000
 """Most ended orders that are remembered, so that a listing of orders is not looked up again."""
 
+RESTS_SECONDS = 600.0
+"""How often the ledger is told that a resting order is alive; less than the age at which its hold is alerted."""
+
 _NOTHING = Decimal(0)
 
 
@@ -33,7 +45,7 @@ class Order:
 
     told: coins that the ledger knows of; parts: how many times a close was told. sent, looked: when it was sent and
     seen, monotonic seconds. known: whether the exchange has shown it. at_once: it does not rest. untold: what the
-    ledger has yet to be told.
+    ledger has yet to be told. rests: when the ledger was told last that it is alive.
     """
 
     client_id: str
@@ -47,6 +59,10 @@ class Order:
     at_once: bool = False
     untold: Mapping[str, Any] | None = None
     looked: float = 0.0
+    rests: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.rests = self.sent
 
 
 class OrderRecords:
@@ -57,11 +73,11 @@ class OrderRecords:
     """
 
     def __init__(
-        self, client: Any, tags: Tags, portfolio: str, account: str | None, mark: str, clock: Callable[[], float]
+        self, client: Any, tags: Tags, portfolio: str, account: str | None, owner: str, clock: Callable[[], float]
     ) -> None:  # fmt: skip
-        """mark: with which the client order ids of this desk begin."""
+        """owner: whose mark is in the client order ids of this desk."""
         self._client, self._tags, self._portfolio, self._account = client, tags, portfolio, account
-        self._mark, self._clock = mark, clock
+        self._owner, self._clock = owner, clock
         self.orders: dict[str, Order] = {}
         self.ids: dict[str, str] = {}
         self.never_sent: dict[str, None] = {}
@@ -82,7 +98,7 @@ class OrderRecords:
                     log.warning("order.not_recorded", order=client_id, error=str(error))
                     continue
             if order is not None:
-                order.known = True
+                self.resolve(order)
                 yield from self.record(order, answer)
 
     def _remembered(self, client_id: str, answer: Mapping[str, Any]) -> Steps[Order | None]:
@@ -91,10 +107,14 @@ class OrderRecords:
         decision = yield OnLedger("lookup", (f"order/{client_id}", self._portfolio))
         if decision is not None and decision.granted:
             return (yield from self.order_of(client_id, decision, str(answer["symbol"])))
-        if decision is not None or not client_id.removeprefix("0x").startswith(self._mark):
+        if decision is not None or not is_owned(self._client.id, client_id, self._owner):
             self.forget(client_id)
             return None
-        order = Order(client_id, str(answer["symbol"]), answer["side"], None, self._clock())
+        return (yield from self.closing_order(client_id, str(answer["symbol"]), answer["side"]))
+
+    def closing_order(self, client_id: str, symbol: str, side: Side) -> Steps[Order]:
+        """Return an order that closes, with what of it the ledger was told."""
+        order = Order(client_id, symbol, side, None, self._clock())
         for part in count():
             told = yield OnLedger("lookup", (_close_key(client_id, part), self._portfolio))
             if told is None:
@@ -129,6 +149,8 @@ class OrderRecords:
                 yield from self._close(order, seen)
             else:
                 yield from self._fill(order, order.position_id, seen)
+                if not seen.final and order.looked - order.rests >= RESTS_SECONDS:
+                    yield from self._still_rests(order, order.position_id)
         except LedgerError as error:
             order.untold = answer
             log.warning("order.untold", order=order.client_id, symbol=order.symbol, error=str(error))
@@ -150,6 +172,15 @@ class OrderRecords:
             order.told = seen.filled
         elif seen.final:
             yield from self.release_hold(order.client_id, position_id)
+
+    def _still_rests(self, order: Order, position_id: str) -> Steps[None]:
+        """Tell that an order is alive, so that its hold is not alerted as one of unknown fate."""
+        with suppress(WrongState):
+            yield OnLedger("extend", kwargs={
+                "key": f"order/{order.client_id}/rests/{int(time.time())}", "position_id": position_id,
+                "until_known": True, "reference": order.client_id,
+            })  # fmt: skip
+        order.rests = order.looked
 
     def _close(self, order: Order, seen: Seen) -> Steps[None]:
         """Close what an order closed beyond what was told, the oldest of this bot's positions first."""
@@ -193,12 +224,17 @@ class OrderRecords:
             })  # fmt: skip
 
     def end(self, order: Order) -> None:
+        self.resolve(order)
         self.orders.pop(order.client_id, None)
         self.forget(order.client_id)
 
+    def resolve(self, order: Order) -> None:
+        """Note that the exchange has shown an order: the same call again is another wish."""
+        order.known = True
+        self.unresolved = {wish: one for wish, one in self.unresolved.items() if one != order.client_id}
+
     def forget(self, client_id: str) -> None:
         self._done[client_id] = None
-        self.unresolved = {wish: one for wish, one in self.unresolved.items() if one != client_id}
         while len(self._done) > _DONE_MAX:
             del self._done[next(iter(self._done))]
 
@@ -207,9 +243,12 @@ class OrderRecords:
         found: list[Position] = []
         cursor = None
         while True:
-            page = yield OnLedger("positions", (self._portfolio,), {
-                "state": state, "tags": self._tags.to_json(), "cursor": cursor, "limit": 1000
-            })  # fmt: skip
+            try:
+                page = yield OnLedger("positions", (self._portfolio,), {
+                    "state": state, "tags": self._tags.to_json(), "cursor": cursor, "limit": 1000
+                })  # fmt: skip
+            except NotFound:  # nobody used the portfolio yet
+                return found
             found += [one for one in page if len(one.legs) == 1 and self._is_here(one.legs[0])]
             cursor = page.cursor
             if cursor is None:

@@ -3,6 +3,7 @@
 import secrets
 import threading
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from datetime import datetime
 from decimal import Decimal
 from itertools import count
@@ -49,6 +50,9 @@ class DeskLedger(Protocol):
         as_of: datetime | None,
     ) -> Collection[Decision]:
         """Bring what the ledger holds under these tags to match the book."""
+
+    def lookup(self, key: str, portfolio: str = "main") -> Decision | None:
+        """Return the decision that a key got."""
 
     def close(self) -> None:
         """Close the connections."""
@@ -123,8 +127,11 @@ class DeskCalls:
         with self._lock:
             self._to_free[symbol, name] = None
 
-    def catch_up(self, declared: Settle | None = None) -> bool:
-        """Send what the ledger does not know yet. Return whether it took this book; a newer one counts as well."""
+    def catch_up(self, declared: Settle | None = None, asked: Wish | None = None) -> bool:
+        """Send what the ledger does not know yet. Return whether it took this book; a newer one counts as well.
+
+        asked: the wish that is asked for now.
+        """
         for symbol, name in list(self._to_free):
             try:
                 self._free(symbol, name)
@@ -142,7 +149,17 @@ class DeskCalls:
             with self._lock:
                 if self._declared is latest:
                     self._declared = None
+        for symbol, name in list(self._unanswered):
+            if name is not None and (asked is None or asked.identity != (symbol, name)):
+                self._give_up((symbol, name))
         return declared is None or declared is not self._refused
+
+    def _give_up(self, identity: tuple[str, str | None]) -> None:
+        """Free what a named wish may have got though its answer was lost: nobody may ask for that name again."""
+        found = self.ledger.lookup(self._unanswered[identity].key, self._portfolio)
+        if found is not None and found.granted:
+            self._free_hold(found.position_id or "")
+        del self._unanswered[identity]
 
     def _settle(self, request: Settle) -> None:
         changed = self.ledger.settle(
@@ -153,18 +170,19 @@ class DeskCalls:
     def _free(self, symbol: str, name: str | None) -> None:
         for position in self._positions("live", symbol):
             if position.pending and name in (None, position.reference):
-                try:
-                    self.ledger.run(Release(key=self._new_key(), position_id=position.position_id, held_only=True))
-                except WrongState:
-                    continue  # it ended by itself
-                self._denials.freed()
+                self._free_hold(position.position_id)
+
+    def _free_hold(self, position_id: str) -> None:
+        with suppress(WrongState):  # it ended by itself
+            self.ledger.run(Release(key=self._new_key(), position_id=position_id, held_only=True))
+            self._denials.freed()
 
     # Holds.
 
     def ask(self, wish: Wish) -> Decimal:
         """Return what is held for the wish now, USD; 0 where that is denied."""
         try:
-            self.catch_up()
+            self.catch_up(asked=wish)
             unanswered = self._unanswered.get(wish.identity)
             if unanswered is not None:  # its hold, if it got one, is found below
                 self._reserve(unanswered, wish)
@@ -192,7 +210,7 @@ class DeskCalls:
             self._denials.note(wish, now.reason, now.binding)
             return NOTHING
         if known is not None and self._clock() < known.fresh_until:
-            self._holds[wish.identity] = known._replace(thread=wish.thread)
+            self._holds[wish.identity] = known._replace(thread=self._thread_of(wish))
         else:
             longer = Extend(key=self._new_key(), position_id=held.position_id, ttl_seconds=self._ttl_seconds)
             try:
@@ -210,7 +228,11 @@ class DeskCalls:
         if self._unwanted():
             return NOTHING
         decision = self._reserve(self.reserve_command(wish), wish)
-        return (decision.budget or NOTHING) if decision.granted else NOTHING
+        if not decision.granted:
+            return NOTHING
+        if wish.name is not None and self._unwanted():
+            self._free_hold(decision.position_id or "")  # the next ask may have another name
+        return decision.budget or NOTHING
 
     def _reserve(self, command: Reserve, wish: Wish) -> Decision:
         """Reserve. Until the answer is known, the next ask of the market sends the same command under the same key."""
@@ -232,11 +254,14 @@ class DeskCalls:
         life = 0.0
         if decision.expires_at is not None:
             life = (decision.expires_at - decision.decided_at).total_seconds()
-        thread = None if self._unwanted() else wish.thread
         self._holds.pop(wish.identity, None)  # the newest stand last
-        self._holds[wish.identity] = _Hold(decision.position_id or "", thread, self._clock() + life / 2)
+        self._holds[wish.identity] = _Hold(decision.position_id or "", self._thread_of(wish), self._clock() + life / 2)
         while len(self._holds) > _HOLDS_MAX:
             del self._holds[next(iter(self._holds))]
+
+    def _thread_of(self, wish: Wish) -> int | None:
+        """Return the thread that is told of a hold; None where it has gone."""
+        return None if self._unwanted() else wish.thread
 
     def _held(self, wish: Wish) -> Position | None:
         """Return the wish's hold, of which nothing has filled.

@@ -97,6 +97,8 @@ class _LiveLedger:
         self._ledger: Any = None
         self._calls = BoundedCalls(patience_seconds, "ledger-nautilus")
         self._away_until = 0.0
+        self.users = 0
+        """Strategies that use it and have not closed it."""
 
     def __call__(self, work: Callable[[Any], Any]) -> Any:
         """Return what `work` answers. Raises `Unavailable` where it takes too long, and what it raises."""
@@ -112,11 +114,13 @@ class _LiveLedger:
             raise
 
     def close(self) -> None:
-        """Close the ledger, after the calls that wait. Closing twice is harmless."""
-        ledger, self._ledger = self._ledger, None
-        if ledger is not None:
+        """One strategy is done with it. The last one closes the ledger, after the calls that wait."""
+        self.users -= 1
+        if self.users:
+            return
+        if self._ledger is not None:
             with suppress(NoAnswer):
-                self._calls.call(ledger.close)
+                self._calls.call(self._ledger.close)
         self._calls.close()
 
     def _opened(self) -> Any:
@@ -150,13 +154,17 @@ class _Shared:
             message.call = partial(_call_directly, self._ledger)
         elif message.url is not None:
             key = (message.url, message.api_key)
-            if key not in self._live:
+            if key not in self._live or not self._live[key].users:
                 self._live[key] = _LiveLedger(*key, message.patience_seconds)
             message.call = self._live[key]
+            self._live[key].users += 1
 
 
 def _call_directly(ledger: Ledger, work: Callable[[Any], Any]) -> Any:
-    return work(ledger)
+    answer = work(ledger)
+    if getattr(answer, "replayed", False):
+        raise InvalidRequest("this ledger has the orders of an earlier run; call ledger_of(engine) before each run")
+    return answer
 
 
 def _shared_of(bus: Any) -> None:
@@ -238,13 +246,17 @@ class DeskStrategy(Strategy):  # type: ignore[misc]
         super()._stop()
 
     def _reset(self) -> None:
-        self._desk = None
+        self._disconnect()
         super()._reset()
 
     def _dispose(self) -> None:
-        if isinstance(self._call, _LiveLedger):
-            self._call.close()
+        self._disconnect()
         super()._dispose()
+
+    def _disconnect(self) -> None:
+        call, self._call, self._desk = self._call, None, None
+        if isinstance(call, _LiveLedger):
+            call.close()
 
     def _settle_now(self, _event: Any) -> None:
         self._connected().settle()

@@ -28,17 +28,17 @@ from ledger_sizer.adapters.nautilus_orders import (
     below,
     coins_of,
     filled_of,
-    limit_of,
     market_of,
     not_countable,
     notional_usd,
     order_quantity,
+    part_of,
     price_of,
     venue_of,
 )
 from ledger_sizer.adapters.nautilus_view import Out, StrategyView
 from ledger_sizer.model.choices import Side
-from ledger_sizer.model.errors import Forbidden, InvalidRequest, LedgerError, WrongState
+from ledger_sizer.model.errors import Forbidden, InvalidRequest, LedgerError, NotFound, WrongState
 from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.market_names import parse_symbol
 from ledger_sizer.model.units import decimal_text
@@ -96,18 +96,28 @@ class StrategyDesk:
     def admit_change(self, order: Order, quantity: Any, price: Any) -> None:
         """Hold what an order costs more with another quantity or price, or raise `NotGranted`."""
         out = self._view.out.get(order.client_order_id)
-        if out is None or not out.opens:
+        if out is None or out.reduce_only:
             return
-        old_price = price_of(order, self._strategy.cache) or ZERO
-        new_price = old_price if price is None else price.as_decimal()
-        new = out.quantity if quantity is None else quantity.as_decimal()
-        now_usd = notional_usd(out.instrument, out.quantity - out.closing, old_price)
-        then_usd = notional_usd(out.instrument, max(new - out.closing, ZERO), max(new_price, old_price))
-        if then_usd > now_usd:
-            more = above(then_usd - now_usd, self._slippage)
-            place = {"tags": self._tags_of(out.instrument)} if out.hold is None else {"position_id": out.hold}
-            self._reserve(f"{order.client_order_id}/{new}@{new_price}", more, more, until_known=True, **place)
-        out.quantity = max(out.quantity, new)
+        known = price_of(order, self._strategy.cache) or ZERO
+        new_price = known if price is None else max(price.as_decimal(), known)
+        new = out.quantity if quantity is None else max(quantity.as_decimal(), out.quantity)
+        if not out.opens:
+            out.closing, _ = self._view.closing(order, new, order.position_id)
+        self._ask_more(out, order, self._cost(out, new, new_price, limited=order.has_price))
+        out.quantity = new
+
+    def _ask_more(self, out: Out, order: Order, usd: Decimal) -> None:
+        """Hold what an order that is out costs more than was asked for it, or raise `NotGranted`."""
+        if usd <= out.asked_usd:
+            return
+        more = usd - out.asked_usd
+        self._wishes += 1
+        key = f"{order.client_order_id}/{self._strategy.clock.timestamp_ns()}/{self._wishes}"
+        exact = out.hold is not None and self._is_exact(out.instrument.id)
+        place = {"position_id": out.hold} if exact else {"tags": self._tags_of(out.instrument)}
+        granted = self._reserve(key, more, more, until_known=True, **place)
+        out.hold = out.hold or granted.position_id
+        out.asked_usd = usd
 
     def budget(self, instrument_id: InstrumentId, wanted_usd: Decimal) -> Decimal:
         """Return what may be put on a market, USD, and hold it for the next entry order there."""
@@ -129,24 +139,27 @@ class StrategyDesk:
         if order.is_quote_quantity and price is not None:
             quantity = order_quantity(order, price)
         closing, closing_price = self._view.closing(order, quantity, position_id)
-        out = Out(instrument, order.side, quantity, order.is_reduce_only, closing)
+        out = Out(instrument, order.side, quantity, order.is_reduce_only, position_id, closing)
         if not out.opens:
             return out
         self._countable(order.instrument_id)
         if price is None:
             raise NotGranted(f"no price of {order.instrument_id} is known; subscribe to its quotes, trades or bars")
-        usd = notional_usd(instrument, quantity - closing, price)
-        if limit_of(order) is None:
-            usd = above(usd, self._slippage)
-        usd -= notional_usd(instrument, closing, closing_price)  # an order that turns a position frees it first
-        if usd <= 0:
-            return out
-        out.hold = self._from_budget(order, usd)
-        if out.hold is None:
-            tags = self._tags_of(instrument)
-            name = str(order.client_order_id)
-            out.hold = self._reserve(name, usd, usd, until_known=True, tags=tags, reference=name).position_id
+        out.freed_usd = notional_usd(instrument, closing, closing_price)
+        out.asked_usd = usd = self._cost(out, quantity, price, limited=order.has_price)
+        if usd:
+            name, tags = str(order.client_order_id), self._tags_of(instrument)
+            out.hold = self._from_budget(order, usd)
+            out.hold = (
+                out.hold or self._reserve(name, usd, usd, until_known=True, tags=tags, reference=name).position_id
+            )
         return out
+
+    def _cost(self, out: Out, quantity: Decimal, price: Decimal, *, limited: bool) -> Decimal:
+        """Return what an order adds to the strategy's exposure, USD. limited: a limit bounds its price."""
+        usd = notional_usd(out.instrument, max(quantity - out.closing, ZERO), price)
+        usd = usd if limited else above(usd, self._slippage)
+        return max(usd - out.freed_usd, ZERO)  # an order that turns a position closes it first
 
     def _from_budget(self, order: Order, usd: Decimal) -> str | None:
         """Return the hold of this market's budget for an order that costs no more; None where it is to be asked for."""
@@ -184,7 +197,7 @@ class StrategyDesk:
             request["min_notional_usd"] = at_least
         try:
             decision = self._call(lambda ledger: ledger.reserve(**request))
-        except (InvalidRequest, Forbidden) as error:
+        except (InvalidRequest, Forbidden, NotFound, WrongState) as error:
             raise NotGranted(str(error)) from error
         except LedgerError as error:
             self._fell_behind(error)  # it may be held all the same, for no order: the next book gives it back
@@ -197,48 +210,55 @@ class StrategyDesk:
 
     def hear(self, event: Any) -> None:
         """Tell the ledger what an event of one of the strategy's orders changes."""
-        order, filled = self._strategy.cache.order(event.client_order_id), isinstance(event, OrderFilled)
+        order, market = self._strategy.cache.order(event.client_order_id), event.instrument_id
         name = event.client_order_id if order is None else order.exec_spawn_id or order.client_order_id
-        out, orders = self._view.out.get(name), self._view.orders_of(name)
-        ended = all(one.is_closed for one in orders)
-        if not filled and (out is None or not ended):
+        out = self._view.out.get(name)
+        ended = all(one.is_closed for one in self._view.orders_of(name))
+        effect = self._view.effect_of(event) if isinstance(event, OrderFilled) else None
+        if effect is None and (out is None or not ended):
             return
-        market = event.instrument_id
-        if self._behind_since_ns is not None:
-            self._by_book.add(market)
-        elif filled and out is not None and market not in self._by_book:
-            self._tell_fill(out, name, orders, ended)
-        by_book = out is None or market in self._by_book
+        if effect == "opens" and out is not None and out.hold is not None and self._is_exact(market):
+            self._tell_fill(out, name, event, ended)
+            effect = None if self._is_exact(market) else effect
+        elif effect == "turns" and self._behind_since_ns is None:
+            self._by_book.add(market)  # what was there is flat first, then the book is told
+            self._tell(partial(self._declare, market.venue, market))
         if out is not None and ended:
             self._forget(name)
         if self._behind_since_ns is not None:
+            self._by_book.add(market)
             self.catch_up()
-        elif by_book or (filled and out is not None and out.closing):
+        elif effect is not None or market in self._by_book:
             self._settle([market.venue])
+        if isinstance(event, OrderFilled):
+            self._check_exits(market)
 
-    def _tell_fill(self, out: Out, name: ClientOrderId, orders: Sequence[Order], ended: bool) -> None:
-        filled, price = filled_of(orders)
-        opened = coins_of(out.instrument, filled - out.closing)
-        more = opened - out.told
-        if more <= 0:
-            return
-        if out.closing:
-            self._turn(out)
-        if out.closing or out.hold is None:
-            return
+    def _is_exact(self, market: InstrumentId) -> bool:
+        """Whether it is known which hold belongs to which order of a market."""
+        return self._behind_since_ns is None and market not in self._by_book
+
+    def _check_exits(self, market: InstrumentId) -> None:
+        """Ask for exits whose position another order has closed: they open one. Cancel those that are not granted."""
+        for out, order, opens in self._view.left_over(market):
+            out.freed_usd = part_of(out.freed_usd, out.closing - opens, out.closing)
+            out.closing -= opens
+            price = price_of(order, self._strategy.cache) or ZERO
+            try:
+                self._ask_more(out, order, self._cost(out, out.quantity, price, limited=order.has_price))
+            except NotGranted as denied:
+                self._strategy.log.warning(f"{order.client_order_id} has nothing to close any more: {denied}")
+                self._strategy.cancel_order(order)
+
+    def _tell_fill(self, out: Out, name: ClientOrderId, fill: OrderFilled, ended: bool) -> None:
+        filled, _ = filled_of(self._view.orders_of(name))
+        coins, price = coins_of(out.instrument, fill.last_qty.as_decimal()), fill.last_px.as_decimal()
         request = {
-            "key": self._key(f"{name}/fill/{filled}"), "position_id": out.hold, "quantity": more, "price": price,
-            "legs": None if out.told else _legs(out, more, price), "rest": "free" if ended else "hold",
+            "key": self._key(f"{name}/fill/{filled}"), "position_id": out.hold, "quantity": coins, "price": price,
+            "legs": None if out.told else _legs(out, coins, price), "rest": "free" if ended else "hold",
         }  # fmt: skip
         if self._tell(lambda: self._call(lambda ledger: ledger.confirm(**request))):
-            out.told = opened
+            out.told = True
             out.hold = None if ended else out.hold
-
-    def _turn(self, out: Out) -> None:
-        """An order that closed all there was opens by now: what was there is flat first, then the book is told."""
-        self._by_book.add(out.instrument.id)
-        if not out.turned:
-            out.turned = self._tell(partial(self._declare, out.instrument.id.venue, market_of(out.instrument)))
 
     def _forget(self, name: ClientOrderId) -> None:
         """An order has ended: free what is still held for it."""
@@ -283,7 +303,7 @@ class StrategyDesk:
             self._behind_since_ns = None
             self._by_book &= {one.instrument.id for one in self._view.out.values()}
 
-    def _declare(self, venue: Venue, turned: str | None = None) -> None:
+    def _declare(self, venue: Venue, turned: InstrumentId | None = None) -> None:
         """Declare the book of a venue. turned: a market that is told as flat, whatever is open there."""
         tags = {**self._tags, "venue": str(venue).lower()}
         book, resting = (
@@ -291,7 +311,7 @@ class StrategyDesk:
             self._view.resting(venue),
         )
         if turned is not None:
-            book.pop(turned, None)
+            book.pop(market_of(self._strategy.cache.instrument(turned)), None)
         # Every order that is out is known, so that a hold without one, however young, is of no use.
         now = _EPOCH + timedelta(microseconds=self._strategy.clock.timestamp_ns() // 1000)
         self._call(lambda ledger: ledger.settle(tags, book, resting, self._portfolio, as_of=now))

@@ -18,7 +18,8 @@ DOLLARS = frozenset(("USD", "USDT", "USDC", "FDUSD", "USD1", "USDE", "TUSD", "BU
 """Quote currencies that count as USD."""
 
 _OPTIONS = (InstrumentClass.OPTION, InstrumentClass.OPTION_SPREAD, InstrumentClass.BINARY_OPTION)
-_OPEN_SIDE = {OrderSide.BUY: PositionSide.LONG, OrderSide.SELL: PositionSide.SHORT}
+OPEN_SIDE = {OrderSide.BUY: PositionSide.LONG, OrderSide.SELL: PositionSide.SHORT}
+"""The side of what an order of a side opens."""
 
 ZERO = Decimal(0)
 
@@ -66,20 +67,14 @@ def order_quantity(order: Order, price: Decimal) -> Decimal:
     return _average(quantity, price) if order.is_quote_quantity else quantity
 
 
-def limit_of(order: Order) -> Decimal | None:
-    """Return the price that an order cannot fill above (a buy) or below (a sale); None without one."""
-    return order.price.as_decimal() if order.has_price else None
-
-
 def price_of(order: Order, cache: Any) -> Decimal | None:
     """Return the price at which an order is expected to fill, the higher where two are possible; None if unknown.
 
     A limit buy fills at its price or below, a limit sale at its price or above, where the market is.
     """
-    known = [limit_of(order)]
-    if known[0] is None and order.has_trigger_price:
-        known = [order.trigger_price.as_decimal()]
-    if known[0] is None or order.side == OrderSide.SELL:
+    own = order.price if order.has_price else order.trigger_price if order.has_trigger_price else None
+    known = [] if own is None else [own.as_decimal()]
+    if own is None or order.side == OrderSide.SELL:
         known.append(_market_price(order, cache))
     return max((price for price in known if price is not None), default=None)
 
@@ -112,12 +107,18 @@ def below(amount_usd: Decimal, fraction: Decimal) -> Decimal:
         return usd(floor_e8(amount_usd / (1 + fraction)))
 
 
+def part_of(amount_usd: Decimal, part: Decimal, whole: Decimal) -> Decimal:
+    """Return `amount_usd` x part / whole, rounded down to 1e-8 USD."""
+    with exact_arithmetic():
+        return usd(floor_e8(amount_usd * part / whole))
+
+
 def facing(order: Order, positions: Iterable[Any], position_id: PositionId | None, oms: OmsType) -> list[Any]:
     """Return the positions of its strategy and market that an order closes before it opens anything.
 
     position_id: the position it was submitted for.
     """
-    against = [one for one in positions if one.side != _OPEN_SIDE[order.side]]
+    against = [one for one in positions if one.side != OPEN_SIDE[order.side]]
     if position_id is not None:
         return [one for one in against if one.id == position_id]
     if oms == OmsType.HEDGING or (oms == OmsType.UNSPECIFIED and not all(map(_is_netted, against))):
@@ -156,7 +157,7 @@ def book_of(positions: Iterable[tuple[Any, Instrument]]) -> Book:
             costs[market] = costs.get(market, ZERO) + coins * Decimal(str(one.avg_px_open))
         sums = {market: sum(by_side.values(), ZERO) for market, by_side in sides.items()}
     return {
-        market: (sums[market], _average(costs[market], sums[market]), max(by_side, key=by_side.__getitem__))
+        market: (sums[market], _average(costs[market], sums[market]), max(sorted(by_side), key=by_side.__getitem__))
         for market, by_side in sides.items()
     }
 

@@ -3,13 +3,15 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 from nautilus_trader.model.enums import OrderSide
-from nautilus_trader.model.identifiers import ClientOrderId, PositionId, StrategyId, Venue
+from nautilus_trader.model.events import OrderFilled
+from nautilus_trader.model.identifiers import ClientOrderId, InstrumentId, PositionId, StrategyId, Venue
 from nautilus_trader.model.orders import Order
 
 from ledger_sizer.adapters.nautilus_orders import (
+    OPEN_SIDE,
     ZERO,
     Book,
     book_of,
@@ -23,22 +25,27 @@ _EXTERNAL = StrategyId("EXTERNAL")
 """Whom nautilus gives what it finds at an exchange and no strategy claims (`external_order_claims`)."""
 
 
+Effect = Literal["opens", "closes", "turns"]
+
+
 @dataclass(slots=True)
 class Out:
     """An order that is out.
 
-    closing: how much of its quantity closes. hold: the position in the ledger for the rest. told: how many coins of the
-    rest the ledger was told to be filled. turned: whether it has closed all that it closes, and opens by now.
+    closing: how much of its quantity closes. freed_usd: what that frees. asked_usd: what was asked for the rest.
+    hold: the position in the ledger for the rest. told: whether it was told of a fill.
     """
 
     instrument: Any
     side: OrderSide
     quantity: Decimal
     reduce_only: bool
+    position_id: PositionId | None
     closing: Decimal
+    freed_usd: Decimal = ZERO
+    asked_usd: Decimal = ZERO
     hold: str | None = None
-    told: Decimal = ZERO
-    turned: bool = False
+    told: bool = False
 
     @property
     def opens(self) -> bool:
@@ -55,12 +62,15 @@ class StrategyView:
 
     def take_up(self) -> None:
         """Find the orders that are out, after a restart."""
-        for order in self._strategy.cache.orders(strategy_id=self._strategy.id):
-            name, instrument = order.client_order_id, self._strategy.cache.instrument(order.instrument_id)
+        cache = self._strategy.cache
+        orders = cache.orders(strategy_id=self._strategy.id)
+        for order in sorted(orders, key=lambda one: (one.ts_init, str(one.client_order_id))):
+            name, instrument = order.exec_spawn_id or order.client_order_id, cache.instrument(order.instrument_id)
             if not order.is_closed and name not in self.out and instrument is not None:
-                quantity = order.quantity.as_decimal()
-                closing, _ = self.closing(order, quantity, order.position_id)
-                self.out[name] = Out(instrument, order.side, quantity, order.is_reduce_only, closing)
+                whole = cache.order(name) or order
+                quantity = whole.quantity.as_decimal()
+                closing, _ = self.closing(whole, quantity, whole.position_id)
+                self.out[name] = Out(instrument, whole.side, quantity, whole.is_reduce_only, whole.position_id, closing)
 
     def orders_of(self, name: ClientOrderId) -> list[Order]:
         """Return an order as it is now, with those that an execution algorithm made of it."""
@@ -87,15 +97,50 @@ class StrategyView:
             max(one.closing - filled_of(self.orders_of(name))[0], ZERO)
             for name, one in self.out.items()
             if (one.instrument.id, one.side, one.reduce_only) == (order.instrument_id, order.side, False)
-            and name not in linked  # of which only one can fill
+            and name not in (order.client_order_id, *linked)  # of linked ones only one can fill
         ]
-        positions = self._strategy.cache.positions_open(
-            instrument_id=order.instrument_id, strategy_id=self._strategy.id
-        )
-        against = facing(order, positions, position_id, self._strategy.oms_type)
+        against = self._facing(order, position_id)
         has = sum((one.quantity.as_decimal() for one in against), ZERO) - sum(outstanding, ZERO)
         price = min((Decimal(str(one.avg_px_open)) for one in against), default=ZERO)
         return min(quantity, max(has, ZERO)), price
+
+    def effect_of(self, fill: OrderFilled) -> Effect:
+        """Return what a fill, that nautilus has taken in, did to its position."""
+        position = self._strategy.cache.position(fill.position_id)
+        if position is None or position.last_event.last_qty != fill.last_qty:
+            return "turns"  # nautilus splits such a fill: one part closes, the other opens
+        return "opens" if position.is_open and position.side == OPEN_SIDE[fill.order_side] else "closes"
+
+    def left_over(self, instrument_id: InstrumentId) -> list[tuple[Out, Order, Decimal]]:
+        """Return the orders of a market that close less than they did when they were submitted, and how much less.
+
+        What they were to close has been closed by a reduce-only order.
+        """
+        found, taken = [], dict[Any, Decimal]()
+        for name, one in self.out.items():
+            order = self._strategy.cache.order(name)
+            if one.instrument.id != instrument_id or one.reduce_only or order is None or order.is_closed:
+                continue
+            closing = one.closing - filled_of(self.orders_of(name))[0]
+            if closing <= 0 or order.parent_order_id in self.out:
+                continue
+            against = self._facing(order, one.position_id)
+            group = (one.side, one.position_id)
+            shared = (
+                taken.get(group, ZERO)
+                if not any(linked in self.out for linked in order.linked_order_ids or ())
+                else ZERO
+            )
+            can = min(closing, max(sum((had.quantity.as_decimal() for had in against), ZERO) - shared, ZERO))
+            taken[group] = taken.get(group, ZERO) + can
+            if can < closing:
+                found.append((one, order, closing - can))
+        return found
+
+    def _facing(self, order: Order, position_id: PositionId | None) -> list[Any]:
+        strategy = self._strategy
+        positions = strategy.cache.positions_open(instrument_id=order.instrument_id, strategy_id=strategy.id)
+        return facing(order, positions, position_id, strategy.oms_type)
 
     def venues(self) -> list[Venue]:
         """Return the venues whose markets nautilus has loaded, in order."""

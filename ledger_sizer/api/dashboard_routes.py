@@ -160,6 +160,7 @@ class _Dashboard:
     def _status(self, portfolio: str, scope: str) -> str:
         """Return the status of a scope, or of the desk. Raises `NotFound` without the portfolio."""
         ledger = self._service.ledger
+        ledger.heads(portfolio)  # one that nobody used yet reads as empty, and there is nothing to halt
         return ledger.desk_status() if portfolio == DESK else ledger.exposure(portfolio).scope(scope).status
 
     async def halt_or_resume(self, request: Request) -> Response:

@@ -35,7 +35,7 @@ def list_caps(
     from ledger_sizer.cli.ledger_session import ledger_at
 
     with ledger_at(database_url) as ledger:
-        names = ledger.portfolios() if portfolio is None else [portfolio]
+        names = ledger.portfolios() if portfolio is None else [*ledger.heads(portfolio)]  # one nobody used has no caps
         exposures = [ledger.exposure(name) for name in names]
     rows = [(exposure.portfolio, row) for exposure in exposures for row in exposure.scopes if _is_set(row)]
     if as_json:

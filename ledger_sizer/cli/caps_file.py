@@ -37,7 +37,7 @@ def export_caps(
     from ledger_sizer.wire.caps_file import caps_file_text, caps_form
 
     with ledger_at(database_url) as ledger:
-        names = ledger.portfolios() if portfolio is None else [portfolio]
+        names = ledger.portfolios() if portfolio is None else [*ledger.heads(portfolio)]  # one nobody used has no caps
         caps = {name: caps_of(ledger.exposure(name)) for name in names}
     text = f"{json.dumps(caps_form(caps), indent=2)}\n" if as_json else caps_file_text(caps)
     output.write_file([text.encode()], file)

@@ -200,7 +200,9 @@ def copy(
     with engine_at(source, read_only=True) as source_engine, engine_at(target, create=True) as target_engine:
         migrate(target_engine.url, create=load_settings().ledger.create)
         heads = heads_of(source_engine)
-        copy_rows(source_engine, target_engine, restore=archive_files_from(AppSettings()) if restore else None)
+        copy_rows(
+            source_engine, target_engine, restore=archive_files_from(AppSettings.of_program()) if restore else None
+        )
     return _verify_and_show(target, heads, as_json)
 
 

@@ -41,7 +41,9 @@ def demo(
     over and there was something of each to see, everything is stopped, the ledger verified, its audit chain summed up.
     """
     from ledger_sizer.demo.run import Plan, demonstrate
+    from ledger_sizer.model.extras import require_service
 
+    require_service()
     plan = Plan(seconds=None if forever else _seconds(seconds), seed=options.whole_number(seed, "seed"))
     with _stop_event() as stop, _display(as_json=as_json) as show:
         _announce_start(plan, as_json=as_json)

@@ -109,7 +109,7 @@ def load_settings() -> "AppSettings":
     from ledger_sizer.config import AppSettings
     from ledger_sizer.telemetry import configure_logging
 
-    settings = AppSettings()
+    settings = AppSettings.of_program()
     configure_logging(settings.log_level if "log_level" in settings.model_fields_set else "WARNING")
     return settings
 
@@ -210,6 +210,18 @@ def _order_words(leg: "OrderLeg") -> str:
     if leg.order_amount != leg.quantity:
         what += f" ({decimal_text(leg.quantity)} coins)"
     return what if leg.order_cost is None else f"{what}; a market order takes its cost, {decimal_text(leg.order_cost)}"
+
+
+def note_unused(ledger: "Ledger", portfolio: str | None) -> None:
+    """Say that nobody used a portfolio yet, because its name may be mistyped. None: of all portfolios."""
+    from ledger_sizer.model.errors import NotFound
+
+    if portfolio is None:
+        return
+    try:
+        ledger.heads(portfolio)
+    except NotFound:
+        output.note(f"nobody has used a portfolio {portfolio!r} yet; for those in use: ledger-sizer caps")
 
 
 def _binding_label(decision: "Decision") -> str:

@@ -22,10 +22,11 @@ def net(portfolio: PortfolioOrDesk = "main", as_json: Json = False, database_url
     reconciliation saw there. `naked USD` is what is not hedged, in the ledger or as that saw it. `external` is what
     only the exchange showed. The portfolio * is the desk.
     """
-    from ledger_sizer.cli.ledger_session import ledger_at
+    from ledger_sizer.cli.ledger_session import ledger_at, note_unused
 
     with ledger_at(database_url) as ledger:
         found = ledger.net(portfolio)
+        note_unused(ledger, portfolio)
     if as_json:
         from ledger_sizer.wire.net import net_to_json
 

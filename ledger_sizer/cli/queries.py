@@ -51,12 +51,13 @@ def exposure(
     of that.
     With --as-of the decisions up to then are added up, one reading of them all.
     """
-    from ledger_sizer.cli.ledger_session import ledger_at
+    from ledger_sizer.cli.ledger_session import ledger_at, note_unused
 
     is_seq = as_of is not None and as_of.isascii() and as_of.isdigit()
     point = options.whole_number(as_of or "", "as_of") if is_seq else options.timestamp(as_of, "as_of")
     with ledger_at(database_url) as ledger:
         found = ledger.exposure(portfolio, as_of=point)
+        note_unused(ledger, portfolio)
         if point is None:
             _note_desk(*ledger.desk())
     if as_json:
@@ -170,7 +171,7 @@ def positions(
     if context.invoked_subcommand is not None:
         options.require_none_before(context)
         return 0
-    from ledger_sizer.cli.ledger_session import ledger_at
+    from ledger_sizer.cli.ledger_session import ledger_at, note_unused
 
     wanted = options.tags(tag) or None
     rows = options.whole_number(limit, "limit")
@@ -185,6 +186,7 @@ def positions(
             _write_json_pages(page_at, cursor, everything, position_to_json)
         else:
             _write_table_pages(page_at, cursor, everything, _POSITION_COLUMNS, _position_row, "no positions")
+        note_unused(ledger, portfolio)
     return 0
 
 
@@ -268,7 +270,7 @@ def history(
 
     Every command leaves one, granted or denied, with what was asked and what decided; explain tells why.
     """
-    from ledger_sizer.cli.ledger_session import ledger_at
+    from ledger_sizer.cli.ledger_session import ledger_at, note_unused
 
     filters: dict[str, Any] = {
         "symbol": symbol,
@@ -299,6 +301,7 @@ def history(
             _write_json_pages(page_at, cursor, everything, decision_form)
         else:
             _write_table_pages(page_at, cursor, everything, _DECISION_COLUMNS, _decision_row, "no decisions")
+        note_unused(ledger, portfolio)
     return 0
 
 

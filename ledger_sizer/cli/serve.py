@@ -35,9 +35,11 @@ def serve(
     """
     from ledger_sizer.cli.ledger_session import note_created
     from ledger_sizer.config import AppSettings
+    from ledger_sizer.model.extras import require_service
     from ledger_sizer.telemetry import configure_logging
 
-    settings = _override_settings(AppSettings(), host, port, database_url, create=create)
+    require_service()
+    settings = _override_settings(AppSettings.of_program(), host, port, database_url, create=create)
     configure_logging(settings.log_level)
 
     from prometheus_client import disable_created_metrics

@@ -1,6 +1,7 @@
 """The embedded ledger and its write path.
 
-ledger         `Ledger`: verbs, reads, archive, close
+ledger         `Ledger`: verbs, archive, open and close
+reads          the reads; async_reads: the same, awaitable
 groups         the writer's groups, and the form of their answers
 sweep          overdue holds, slice by slice
 writer         group commit: the queue, its threads, and callers' futures

@@ -21,10 +21,10 @@ from ledger_sizer.config import AppSettings
 from ledger_sizer.exchanges.instrument_names import InstrumentResolver
 from ledger_sizer.history.archive_files import archive_files_from
 from ledger_sizer.history.archiver import ARCHIVE_FOLDER, ArchiveReport, archive, require_outside_key_window
+from ledger_sizer.ledger.async_reads import AsyncReads
 from ledger_sizer.ledger.committer import Committer, Draft, Observe
 from ledger_sizer.ledger.groups import all_answers, group_of, group_of_one, only_decision, prepared
 from ledger_sizer.ledger.inline_writer import InlineWriter
-from ledger_sizer.ledger.reads import LedgerReads
 from ledger_sizer.ledger.release_all import ReleaseAllMethods
 from ledger_sizer.ledger.settle import SettleMethods
 from ledger_sizer.ledger.sweep import sweep_in_slices
@@ -77,11 +77,12 @@ def _memory_store(guard: ClockGuard) -> tuple[WriteStore, Engine, Engine]:
     return (store, *store.engines)
 
 
-class Ledger(ReleaseAllMethods, SettleMethods, LedgerReads, Verbs, AsyncVerbs, HoldMethod):
+class Ledger(ReleaseAllMethods, SettleMethods, AsyncReads, Verbs, AsyncVerbs, HoldMethod):
     """One open ledger. Safe to share between threads and event loops; not across a fork.
 
     Every verb returns a recorded `Decision` after its commit, or raises a `LedgerError`. The same `key` with the same
-    request returns the same decision again (`replayed`), also a denial, also after a restart.
+    request returns the same decision again (`replayed`), also a denial, also after a restart. Every verb and every read
+    has an awaitable form: `reserve_async`, `exposure_async`.
     """
 
     def __init__(
@@ -104,9 +105,11 @@ class Ledger(ReleaseAllMethods, SettleMethods, LedgerReads, Verbs, AsyncVerbs, H
             self._write_engine = make_engine(url, settings.ledger)
             self._read_engine = make_engine(url, settings.ledger, read_only=True)
             self._store = _open_store(self._write_engine, settings, self._guard)
-        self._net_view = NetView(self._read_engine, settings.trading.delta_drift_tolerance)
+        declared = self._policy.declared
+        self._net_view = NetView(self._read_engine, settings.trading.delta_drift_tolerance, declared=declared)
         self._files = archive_files_from(settings)
-        self._queries = Queries(self._read_engine, self._files)
+        new_cap_e8 = None if declared else self._policy.new_portfolio_cap_e8
+        self._queries = Queries(self._read_engine, self._files, new_cap_e8)
         self._resolver = InstrumentResolver(self._read_engine)
         self._committer = Committer(
             self._store,
@@ -155,7 +158,8 @@ class Ledger(ReleaseAllMethods, SettleMethods, LedgerReads, Verbs, AsyncVerbs, H
         url = settings.ledger.database_url if url is None else url
         engine = make_engine(url, settings.ledger, read_only=True)
         try:
-            created = is_sqlite(engine.url) and prepare_sqlite(engine, settings.ledger.create)
+            own = settings.ledger
+            created = is_sqlite(engine.url) and prepare_sqlite(engine, own.create, settings=own)
             require_head(engine)
         finally:
             engine.dispose()
@@ -217,7 +221,7 @@ class Ledger(ReleaseAllMethods, SettleMethods, LedgerReads, Verbs, AsyncVerbs, H
 
     def hold_async(self, *, on_unknown: OnUnknown = "keep", **request: Any) -> AbstractAsyncContextManager[AsyncHold]:
         """`hold`, for `async with`."""
-        return hold_async(self, lambda name: asyncio.to_thread(self.position, name), on_unknown, request)
+        return hold_async(self, self.position_async, on_unknown, request)
 
     def sweep(self, portfolio: str | None = None) -> int:
         """Expire the overdue holds of one portfolio, or of all. Return how many were freed.

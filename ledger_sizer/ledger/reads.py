@@ -22,7 +22,12 @@ from ledger_sizer.wire.export import export_lines
 
 
 class LedgerReads:
-    """The reads of `Ledger`."""
+    """The reads of `Ledger`.
+
+    Where a portfolio begins with its first use, one that nobody used yet reads as an empty one: its cap is the
+    settings', and there is nothing in it. With `LEDGER_PORTFOLIOS=declared` its name raises `NotFound`. So do, always,
+    a decision or position that does not exist, and `verify`, `heads` and `overview` of such a portfolio.
+    """
 
     _files: ArchiveFiles
     _block_extremes: BlockExtremes
@@ -51,14 +56,14 @@ class LedgerReads:
         return self._reads.portfolios()
 
     def exposure(self, portfolio: str = "main", as_of: AsOf | None = None) -> Exposure:
-        """Return cap, held, open, headroom and status of a portfolio and each of its scopes, or raise `NotFound`.
+        """Return cap, held, open, headroom and status of a portfolio and each of its scopes.
 
         The cap of a scope is its own, or else the default of its tag name. `pools` has the guaranteed scopes.
         as_of: a seq or an aware datetime; the exposure is then summed over all decisions up to it, each read once.
         """
         return self._reads.exposure(portfolio, as_of)
 
-    def exposure_page(self, portfolio: str = "main", **filters: Any) -> ExposurePage:
+    def exposure_page(self, /, portfolio: str = "main", **filters: Any) -> ExposurePage:
         """Return the whole and a page of the other scopes, where a portfolio has very many.
 
         Filters: as_of=, dimension=, cursor=, limit= (see `Queries.exposure_page`).
@@ -69,7 +74,7 @@ class LedgerReads:
         """Return one position by its name. Raise `NotFound`."""
         return self._reads.position(position_id)
 
-    def positions(self, portfolio: str | None = None, **filters: Any) -> Page[Position]:
+    def positions(self, /, portfolio: str | None = None, **filters: Any) -> Page[Position]:
         """Return positions, oldest first. Filters: state=, tags=, key=, cursor=, limit= (see `Queries.positions`)."""
         return self._reads.positions(portfolio, client=self._own_client, **filters)
 

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from enum import Enum
 from functools import lru_cache
-from typing import Annotated, Any, ClassVar, get_args
+from typing import Annotated, Any, ClassVar, Protocol, get_args
 
 from ledger_sizer.model.arguments import (
     LABEL,
@@ -17,6 +18,7 @@ from ledger_sizer.model.arguments import (
     checked_flag,
     choice,
     declared,
+    field_prefix,
     json_values,
     label_text,
     to_json,
@@ -41,6 +43,31 @@ _ASSET = Kind(name="asset", check=_checked_asset, length=(1, 64), examples=("BTC
 
 _ONE = Decimal(1)
 _put = object.__setattr__
+
+
+_OTHER_CONTRACT_SIZES = ("contractSize", "contract_value", "contract_val", "ctVal", "ct_val")
+"""What others call a contract's size. Without `contract_size` it would count as 1, and every size be wrong by it."""
+_REQUIRED = ("symbol", "min_qty", "max_qty", "qty_step")
+
+
+class InstrumentLike(Protocol):
+    """An instrument object of a bot's own: these fields, and whichever else of `InstrumentInfo` it has."""
+
+    @property
+    def symbol(self) -> str:
+        """Name of the market."""
+
+    @property
+    def min_qty(self) -> Decimal:
+        """Smallest order, in the exchange's unit."""
+
+    @property
+    def max_qty(self) -> Decimal:
+        """Largest order."""
+
+    @property
+    def qty_step(self) -> Decimal:
+        """Step of an order's quantity."""
 
 
 @declared
@@ -88,6 +115,50 @@ class InstrumentInfo:
     max_notional: Annotated[Decimal | None, Argument(POSITIVE)] = field(default=None, kw_only=True, hash=False)
     buys_by_cost: Annotated[bool, Argument(SWITCH)] = field(default=False, kw_only=True, hash=False)
     unit: Decimal = field(init=False, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, instrument: InstrumentLike, name: str = "instrument") -> "InstrumentInfo":
+        """Return the trading rules in any object that has their fields: a dataclass, a pydantic model, a named tuple.
+
+        It must have `symbol`, `min_qty`, `max_qty`, `qty_step`; of the others each is taken that it has and that is
+        not None. name: of the argument, in errors. Raises `InvalidRequest` for a field that is missing, and as the
+        constructor does.
+        """
+        if isinstance(instrument, cls):
+            return instrument
+        kind = type(instrument).__name__
+        given = {one.name: getattr(instrument, one.name, None) for one in cls.arguments}
+        for name_of_market in ("kind", "base", "quote", "settle", "venue"):
+            if callable(given[name_of_market]):  # a method, such as one that settles; the symbol says the same
+                given[name_of_market] = None
+        missing = [name for name in _REQUIRED if given[name] is None]
+        if len(missing) == len(_REQUIRED):
+            raise InvalidRequest(
+                f"{name} must be an InstrumentInfo, or an object with {', '.join(_REQUIRED)}, got {kind}", field=name
+            )
+        with field_prefix(name):
+            if missing:
+                raise InvalidRequest(
+                    f"{kind} has no {missing[0]}; give it that field, or give InstrumentInfo({', '.join(_REQUIRED)})",
+                    field=missing[0],
+                )
+            other = next((other for other in _OTHER_CONTRACT_SIZES if hasattr(instrument, other)), None)
+            if other is not None and given["contract_size"] is None:
+                raise InvalidRequest(
+                    f"{kind} has {other} and no contract_size; give it contract_size, the coins in one unit of its "
+                    "quantities (1 where it counts coins)",
+                    field="contract_size",
+                )
+            try:
+                return cls(
+                    **{
+                        name: value.value if isinstance(value, Enum) else value
+                        for name, value in given.items()
+                        if value is not None
+                    }
+                )
+            except InvalidRequest as error:
+                raise InvalidRequest(f"{kind}: {error}", field=error.field) from None
 
     def __post_init__(self) -> None:
         check_arguments(self)

@@ -306,12 +306,15 @@ def _checked_fee_rate(value: object, name: str) -> Decimal:
 
 
 def checked_instrument(value: object, name: str) -> InstrumentInfo | str:
-    """Return trading rules or the name of a market; raise `InvalidRequest` for anything else."""
+    """Return trading rules or the name of a market; raise `InvalidRequest` for anything else.
+
+    Any object with the fields of trading rules is taken as such.
+    """
     if isinstance(value, InstrumentInfo):
         return value
     if isinstance(value, str):
         return instrument_name(value, name)
-    raise InvalidRequest(f"{name} must be an InstrumentInfo, got {type(value).__name__}", field=name)
+    return InstrumentInfo.of(value, name)  # type: ignore[arg-type]  # it says what is missing
 
 
 @lru_cache(maxsize=2048)

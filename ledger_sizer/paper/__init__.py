@@ -25,8 +25,23 @@ deposits, manual closes, liquidations, rate limits, lost answers. See docs/paper
     faults    injected faults: rate limits, outages, timeouts, broken and lost answers
 """
 
+from typing import TYPE_CHECKING, Any
+
+from ledger_sizer.model.extras import require_service
 from ledger_sizer.paper.client_config import ccxt_config
 from ledger_sizer.paper.control import PaperControl
-from ledger_sizer.paper.server import PaperServer
+
+if TYPE_CHECKING:
+    from ledger_sizer.paper.server import PaperServer
 
 __all__ = ["PaperControl", "PaperServer", "ccxt_config"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the server when it is first used: a bot that only controls a venue needs no extra."""
+    if name != "PaperServer":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    require_service()
+    from ledger_sizer.paper.server import PaperServer
+
+    return PaperServer

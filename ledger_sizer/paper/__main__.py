@@ -5,10 +5,11 @@ from typing import Annotated
 
 import typer
 
+from ledger_sizer.model.errors import InvalidRequest
+from ledger_sizer.model.extras import require_service
 from ledger_sizer.model.units import parse_decimal
 from ledger_sizer.paper.control import DEFAULT_KEY, DEFAULT_PASSPHRASE, DEFAULT_SECRET
 from ledger_sizer.paper.markets import VENUES
-from ledger_sizer.paper.server import PaperServer
 
 app = typer.Typer(
     rich_markup_mode=None, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
@@ -59,6 +60,13 @@ def paper(
 
     Real ccxt clients trade on it; requests must be signed with the key it prints. Nothing is kept when it stops.
     """
+    try:
+        require_service()
+    except InvalidRequest as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    from ledger_sizer.paper.server import PaperServer
+
     server = PaperServer(port=port, spot_fee_rate=spot_fee_rate, swap_fee_rate=swap_fee_rate, balance_usdt=balance_usdt)
     typer.echo(f"paper venues {', '.join(VENUES)} at {server.url}")
     typer.echo(f"api key {DEFAULT_KEY}, secret {DEFAULT_SECRET}, passphrase (OKX) {DEFAULT_PASSPHRASE}")

@@ -4,7 +4,7 @@ Before the server started, a price went up and down by 1% around the first one e
 history that its indicators need. Since then it is what `price` set.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -76,14 +76,16 @@ class Prices(dict[str, Decimal]):
 
     def between(self, asset: str, begin_ms: int, end_ms: int) -> list[Decimal]:
         """Return the prices from `begin_ms` to before `end_ms`: the first, every turn and every move, the last."""
-        begun_ms, first = self._moves[asset][0]
+        moves = self._moves[asset]
+        begun_ms, first = moves[0]
         prices = [self.at(asset, begin_ms)]
         # The wave turns a quarter and three quarters after each multiple of its length.
         turn, half = begun_ms - _WAVE_MS // 4, _WAVE_MS // 2
         newest = turn - max(0, -(-(turn - end_ms + 1) // half)) * half
         # Two neighbouring turns have both extremes.
         prices += [_wave(first, begun_ms - at) for at in (newest - half, newest) if begin_ms <= at < end_ms]
-        prices += [price for at, price in self._moves[asset] if begin_ms <= at < end_ms]
+        since, until = (bisect_left(moves, at, key=lambda move: move[0]) for at in (begin_ms, end_ms))
+        prices += [price for _, price in moves[since:until]]
         return [*prices, self.at(asset, end_ms - 1)]
 
 

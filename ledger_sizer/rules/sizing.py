@@ -10,16 +10,17 @@ Pure: no database, no clock, no logging. The ledger's rules and a backtest call 
 All arithmetic is exact Decimal. Quantities round down.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import lru_cache
 from operator import itemgetter
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
-from ledger_sizer.config import DynamicSizingSettings, TradingSettings
-from ledger_sizer.model.arguments import checked_score
+from ledger_sizer.model.arguments import checked_flag, checked_score
 from ledger_sizer.model.choices import Side
-from ledger_sizer.model.instruments import InstrumentInfo
+from ledger_sizer.model.errors import InvalidRequest
+from ledger_sizer.model.instruments import InstrumentInfo, InstrumentLike
 from ledger_sizer.model.plans import Plan
 from ledger_sizer.model.units import (
     decimal_text,
@@ -28,10 +29,64 @@ from ledger_sizer.model.units import (
     floor_to_step,
     not_negative,
     positive,
+    shown,
     usd,
     usd_floor_e8,
 )
 from ledger_sizer.rules.leg_sizing import Match, match_legs
+
+T = TypeVar("T")
+
+
+class TradingLike(Protocol):
+    """`TradingSettings`, or settings of a bot's own with its field."""
+
+    @property
+    def max_position_size_usd(self) -> Decimal:
+        """Most one position may cost, USD."""
+
+
+class DynamicSizingLike(Protocol):
+    """`DynamicSizingSettings`, or settings of a bot's own with its fields."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the score scales the budget."""
+
+    @property
+    def min_allocation_fraction(self) -> Decimal:
+        """Fraction of the maximum at score 0."""
+
+    @property
+    def max_allocation_fraction(self) -> Decimal:
+        """Fraction of the maximum at score 1."""
+
+    @property
+    def max_portfolio_exposure(self) -> Decimal:
+        """Cap, USD."""
+
+
+class MatchingSizer(Protocol):
+    """`PositionSizer`, or a sizer of a bot's own in its place."""
+
+    def calculate_matching_quantity(
+        self,
+        *,
+        price: Decimal,
+        available_balance: Decimal,
+        spot_instrument: InstrumentLike,
+        perp_instrument: InstrumentLike,
+    ) -> Decimal | None:
+        """Return a quantity both legs accept, in base units; None where nothing valid fits."""
+
+
+def _setting(settings: object, name: str, check: Callable[[object, str], T]) -> T:
+    """Return a checked field of a settings object of any class."""
+    if not hasattr(settings, name):
+        raise InvalidRequest(
+            f"the settings ({type(settings).__name__}) have no {name}; give them that field", field=name
+        )
+    return check(getattr(settings, name), name)
 
 
 def round_to_step(value: Decimal, step: Decimal) -> Decimal:
@@ -49,14 +104,17 @@ class SizingPolicy:
     max_position_size_usd: Decimal
 
     @classmethod
-    def of(cls, settings: DynamicSizingSettings, max_position_size_usd: Decimal) -> "SizingPolicy":
-        """Build the policy from the settings."""
-        return cls(
-            settings.enabled,
-            settings.min_allocation_fraction,
-            settings.max_allocation_fraction,
-            positive(max_position_size_usd, "max_position_size_usd"),
-        )
+    def of(cls, settings: DynamicSizingLike, max_position_size_usd: Decimal) -> "SizingPolicy":
+        """Build the policy from the settings. Raises `InvalidRequest` for a field that is missing or out of range."""
+        least = _setting(settings, "min_allocation_fraction", checked_score)
+        most = _setting(settings, "max_allocation_fraction", checked_score)
+        if least > most:
+            raise InvalidRequest(
+                f"min_allocation_fraction {shown(least)} is above max_allocation_fraction {shown(most)}",
+                field="min_allocation_fraction",
+            )
+        maximum = positive(max_position_size_usd, "max_position_size_usd")
+        return cls(_setting(settings, "enabled", checked_flag), least, most, maximum)
 
     def fraction(self, signal_score: Decimal | None) -> Decimal:
         """Return the fraction of the per-position maximum for a checked score; 1 for flat sizing or no score."""
@@ -132,13 +190,16 @@ def _raw_budget(
 
 
 class PositionSizer:
-    """Converts USD into a quantity that the exchange accepts. `settings` bounds one position's size."""
+    """Converts USD into a quantity that the exchange accepts. `settings` bounds one position's size.
 
-    def __init__(self, settings: TradingSettings) -> None:
-        self.max_position_size_usd = settings.max_position_size_usd
+    Settings and instruments may be objects of a bot's own, with the same fields.
+    """
+
+    def __init__(self, settings: TradingLike) -> None:
+        self.max_position_size_usd = _setting(settings, "max_position_size_usd", positive)
 
     def calculate_quantity(
-        self, price: Decimal, available_balance: Decimal, instrument: InstrumentInfo
+        self, price: Decimal, available_balance: Decimal, instrument: InstrumentLike
     ) -> Decimal | None:
         """Return one leg's quantity in base units: min(max_position_size_usd, available_balance) / price, floored.
 
@@ -151,8 +212,8 @@ class PositionSizer:
         self,
         price: Decimal,
         available_balance: Decimal,
-        spot_instrument: InstrumentInfo,
-        perp_instrument: InstrumentInfo,
+        spot_instrument: InstrumentLike,
+        perp_instrument: InstrumentLike,
     ) -> Decimal | None:
         """Return a quantity both legs accept, in base units; None below the higher minimum. Never rounded up.
 
@@ -160,14 +221,16 @@ class PositionSizer:
         """
         return self.match(price, available_balance, spot_instrument, perp_instrument).quantity
 
-    def match(self, price: Decimal, available_balance: Decimal, *instruments: InstrumentInfo) -> Match:
+    def match(self, price: Decimal, available_balance: Decimal, *instruments: InstrumentLike) -> Match:
         """Return the quantity with its intermediate figures."""
         price = positive(price, "price")
         spend = min(exact_decimal(available_balance, "available_balance"), self.max_position_size_usd)
+        names = ("instrument",) if len(instruments) == 1 else ("spot_instrument", "perp_instrument")
+        rules = [InstrumentInfo.of(one, name) for one, name in zip(instruments, names, strict=True)]
         sides: tuple[Side, Side] = ("buy", "sell")
         plans = [
             Plan(instrument, side, instrument.kind or "swap", price, None, None)
-            for instrument, side in zip(instruments, sides, strict=False)
+            for instrument, side in zip(rules, sides, strict=False)
         ]
         return match_legs(spend, plans)
 
@@ -190,7 +253,8 @@ class Sizing:
 
     budget: None when the cap leaves nothing. spend: min(available balance, budget, per-position maximum).
     binding: what decided the size: `signal_score`, `max_position_size_usd`, `portfolio` (its cap), `available_balance`
-    or `max_qty`. reason: the denial reason when there is no quantity.
+    or `max_qty`; `position_sizer` where a subclass of it answered otherwise. reason: the denial reason
+    when there is no quantity.
     """
 
     signal_score: Decimal | None
@@ -211,14 +275,21 @@ class DynamicSizer:
     """Maps a signal score to a budget under the portfolio's cap, and with a `PositionSizer` to a quantity.
 
     With `settings.enabled` False every score gets the full `max_position_size_usd`; the cap still applies.
+    Settings, instruments and the position sizer may be a bot's own: a sizer gets the instruments as they were given.
     """
 
     def __init__(
-        self, position_sizer: PositionSizer, settings: DynamicSizingSettings, max_position_size_usd: Decimal
+        self, position_sizer: MatchingSizer, settings: DynamicSizingLike, max_position_size_usd: Decimal
     ) -> None:
+        if not callable(getattr(position_sizer, "calculate_matching_quantity", None)):
+            raise InvalidRequest(
+                f"position_sizer ({type(position_sizer).__name__}) has no calculate_matching_quantity; give a "
+                "PositionSizer",
+                field="position_sizer",
+            )
         self._position_sizer = position_sizer
         self._policy = SizingPolicy.of(settings, max_position_size_usd)
-        self._cap = settings.max_portfolio_exposure
+        self._cap = _setting(settings, "max_portfolio_exposure", not_negative)
 
     def compute_signal_budget(self, signal_score: Decimal | None, current_exposure: Decimal) -> Decimal | None:
         """Return min(max_position_size_usd x fraction, cap - current_exposure) in USD; None when nothing is left.
@@ -246,8 +317,8 @@ class DynamicSizer:
         current_exposure: Decimal,
         price: Decimal,
         available_balance: Decimal,
-        spot_instrument: InstrumentInfo,
-        perp_instrument: InstrumentInfo,
+        spot_instrument: InstrumentLike,
+        perp_instrument: InstrumentLike,
     ) -> Decimal | None:
         """Return a quantity both legs accept for this score, in base units; None when cap or legs leave nothing."""
         positive(price, "price")
@@ -268,35 +339,64 @@ class DynamicSizer:
         current_exposure: Decimal,
         price: Decimal,
         available_balance: Decimal,
-        spot_instrument: InstrumentInfo,
-        perp_instrument: InstrumentInfo,
+        spot_instrument: InstrumentLike,
+        perp_instrument: InstrumentLike,
     ) -> Sizing:
-        """Return `calculate_matching_quantity` with all intermediate figures and the binding constraint."""
+        """Return `calculate_matching_quantity` with all intermediate figures and the binding constraint.
+
+        Raises `InvalidRequest` where the position sizer is no `PositionSizer`: it knows no figures.
+        """
+        sizer = self._position_sizer
+        if not isinstance(sizer, PositionSizer):
+            raise InvalidRequest(
+                f"size needs a PositionSizer, and {type(sizer).__name__} is none; call calculate_matching_quantity",
+                field="position_sizer",
+            )
         positive(price, "price")
         balance = exact_decimal(available_balance, "available_balance")
         fraction, raw, headroom, budget = self._budget(signal_score, current_exposure)
         if budget is None:
             binding, reason = ("portfolio", "cap_exceeded") if headroom <= 0 else ("signal_score", "below_min_notional")
             return Sizing(signal_score, fraction, raw, headroom, None, None, None, None, None, None, binding, reason)
-        match = self._position_sizer.match(price, min(balance, budget), spot_instrument, perp_instrument)
-        spend = min(balance, budget, self._position_sizer.max_position_size_usd)
+        match = sizer.match(price, min(balance, budget), spot_instrument, perp_instrument)
+        most = sizer.max_position_size_usd
+        if type(sizer).calculate_matching_quantity is not PositionSizer.calculate_matching_quantity:
+            match = self._as_answered(match, price, min(balance, budget), spot_instrument, perp_instrument)
         return Sizing(
             signal_score=signal_score,
             fraction=fraction,
             raw_budget=raw,
             headroom=headroom,
             budget=budget,
-            spend=spend,
+            spend=min(balance, budget, most),
             step=match.step,
             raw_quantity=match.raw_quantity,
             quantity=match.quantity,
             notional_usd=match.notional_usd,
-            binding=match.binding or self._binding(signal_score, raw, budget, balance),
+            binding=match.binding or self._binding(signal_score, raw, budget, balance, most),
             reason=match.reason,
         )
 
-    def _binding(self, signal_score: Decimal | None, raw: Decimal, budget: Decimal, balance: Decimal) -> str:
-        if self._position_sizer.max_position_size_usd < min(balance, budget):
+    def _as_answered(
+        self, match: Match, price: Decimal, spend: Decimal, spot: InstrumentLike, perp: InstrumentLike
+    ) -> Match:
+        """Return the figures with the quantity of a position sizer that answers in a way of its own."""
+        own = self._position_sizer.calculate_matching_quantity(
+            price=price, available_balance=spend, spot_instrument=spot, perp_instrument=perp
+        )
+        if own == match.quantity:
+            return match
+        if own is None:
+            return replace(match, quantity=None, notional_usd=None, binding="position_sizer", reason="below_min_qty")
+        quantity = positive(own, "quantity")
+        with exact_arithmetic():
+            notional = quantity * price
+        return replace(match, quantity=quantity, notional_usd=notional, binding="position_sizer", reason=None)
+
+    def _binding(
+        self, signal_score: Decimal | None, raw: Decimal, budget: Decimal, balance: Decimal, most: Decimal
+    ) -> str:
+        if most < min(balance, budget):
             return "max_position_size_usd"
         if balance < budget:
             return "available_balance"

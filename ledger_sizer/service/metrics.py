@@ -114,7 +114,7 @@ class Metrics:
         room = Gauge("ledger_queue_size_max", "Commands the queue holds; then 503.", registry=self.registry)
         room.set(ledger.settings.ledger.queue_size_max)
         self._exposure_engine = engine
-        self._net_view = NetView(engine, ledger.settings.trading.delta_drift_tolerance)
+        self._net_view = NetView(engine, ledger.settings.trading.delta_drift_tolerance, declared=True)
         warning = Gauge(
             "ledger_trust_warning_seconds", "Trust left at which its end is announced.", registry=self.registry
         )

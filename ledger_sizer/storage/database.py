@@ -262,11 +262,13 @@ def upgrade(value: str | URL, revision: str = "head", *, create: LedgerCreation 
         engine.dispose()
 
 
-def prepare_sqlite(engine: Engine, create: LedgerCreation, revision: str | None = None) -> bool:
+def prepare_sqlite(
+    engine: Engine, create: LedgerCreation, revision: str | None = None, settings: LedgerSettings | None = None
+) -> bool:
     """Create the ledger of a SQLite file as `create` allows, or migrate it where it is older. True where created.
 
     engine: a read-only one, because reading the version must not wait for writers. revision: to migrate to in any case.
-    Raises `LedgerMissing`, `Unavailable`.
+    settings: read from the environment when None. Raises `LedgerMissing`, `Unavailable`.
     """
     path = sqlite_path(engine.url)
     traces = sqlite_start.Traces.of(path)
@@ -274,18 +276,20 @@ def prepare_sqlite(engine: Engine, create: LedgerCreation, revision: str | None 
     if found is None:
         traces.require_may_begin(create)
     if revision is not None or found is None or found < SCHEMA_HEAD:
-        _run_migrations(engine.url, revision or "head")
+        _run_migrations(engine.url, revision or "head", settings)
     sqlite_start.remember(path, create=create != "never")
     if found is None:
         log.info("ledger.created", path=str(traces.path))
     return found is None
 
 
-def _run_migrations(url: URL, revision: str) -> None:
+def _run_migrations(url: URL, revision: str, settings: LedgerSettings | None = None) -> None:
     from alembic import command
 
+    config = alembic_config(url)
+    config.attributes["settings"] = settings
     with _migration_lock:
-        command.upgrade(alembic_config(url), revision)
+        command.upgrade(config, revision)
 
 
 def migrate_connection(connection: Connection) -> None:

@@ -226,16 +226,23 @@ class MemoryStore:
             journal.popleft()
 
     def _store_for_reads(self) -> None:
-        """Store what is new in the database for reads, in one transaction."""
+        """Store what is new in the database for reads, in one transaction. Waits for reads without the lock."""
         with self._lock:
             self._add_journal()
-            changed = [book for book in self._books.values() if book.new_decisions]
-            if changed:
-                with self._database.writing() as connection:
-                    for book in changed:
-                        execute_statements(connection, changes_of(book))
-                for book in changed:
-                    book.mark_stored()
+            if not self._changed:
+                return
+        with self._database.writing() as connection, self._lock:
+            changed = self._changed
+            for book in changed:
+                execute_statements(connection, changes_of(book))
+            connection.execute("COMMIT")
+            for book in changed:
+                book.mark_stored()
+
+    @property
+    def _changed(self) -> list[_Book]:
+        """The books of which the database for reads lacks something."""
+        return [book for book in self._books.values() if book.new_decisions]
 
     def rollback(self) -> None:
         """Do nothing: what was not written is nowhere."""
@@ -249,10 +256,10 @@ class MemoryStore:
 
     def close(self) -> None:
         """Drop everything."""
+        self._database.close()
         with self._lock:
             self._books.clear()
             self._journal.clear()
-            self._database.close()
 
 
 def _loaded(book: _Book, need: PortfolioNeed, now_us: int, expiries_max: int) -> PortfolioState:

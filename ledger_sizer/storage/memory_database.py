@@ -37,6 +37,7 @@ class MemoryDatabase:
         self._name = f"ledger-{secrets.token_hex(8)}"
         self._own: sqlite3.Connection | None = None
         self._own_lock = threading.RLock()
+        """Held while what is new is stored. A writer never waits for it."""
         self._closed = False
         self._readers: dict[int, int] = {}
         """Threads by the connection on which they read."""
@@ -45,16 +46,15 @@ class MemoryDatabase:
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """Open a transaction on the connection that stores."""
-        connection = self._kept()
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield connection
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
+        """Open a transaction on the connection that stores, one at a time. It has begun once no read is open."""
+        with self._own_lock:
+            connection = self._kept()
+            connection.execute("BEGIN EXCLUSIVE")
+            try:
+                yield connection
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
 
     def close(self) -> None:
         """Drop the database. Connections that are still open end with their engines."""
@@ -70,8 +70,8 @@ class MemoryDatabase:
         @event.listens_for(engine, "begin")
         def _begin(connection: Connection) -> None:
             driver = connection.connection.driver_connection
-            if threading.get_ident() not in self._readers.values():
-                self._store()  # a read of this thread that has begun would make it wait for ever
+            if threading.get_ident() not in self._readers.values():  # else it would wait for itself
+                self._store_before_reading()
             connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
             self._readers[id(driver)] = threading.get_ident()
 
@@ -80,6 +80,12 @@ class MemoryDatabase:
             self._readers.pop(id(driver), None)
 
         return engine
+
+    def _store_before_reading(self) -> None:
+        try:
+            self._store()
+        except sqlite3.Error as error:
+            raise Unavailable(f"what is new cannot be stored for reads: {error}; other reads take long") from error
 
     def _opened(self, read_only: bool) -> sqlite3.Connection:
         self._kept()

@@ -38,20 +38,24 @@ class NetView:
     tolerance: the largest relative difference of two sides that are hedged.
     """
 
-    def __init__(self, engine: Engine, tolerance: Decimal) -> None:
+    def __init__(self, engine: Engine, tolerance: Decimal, *, declared: bool) -> None:
         self.engine = engine
         self._tolerance = tolerance
+        self._declared = declared
         self._known: dict[str, tuple[Any, Net]] = {}
 
     def read(self, portfolio: str) -> Net:
-        """Return the net of a portfolio; of the desk (`*`) over all portfolios. Raises `NotFound`."""
+        """Return the net of a portfolio; of the desk (`*`) over all portfolios.
+
+        Raises `NotFound` for a portfolio that nobody used yet, where portfolios are declared.
+        """
         name = portfolio_or_desk(portfolio)
         owners = select(PortfolioRow.id, PortfolioRow.name, PortfolioRow.last_seq).where(PortfolioRow.id != DESK_ID)
         if name != DESK:
             owners = owners.where(PortfolioRow.name == name)
         with read_transaction(self.engine) as connection:
             found = connection.execute(owners.order_by(PortfolioRow.id)).all()
-            if not found and name != DESK:
+            if not found and name != DESK and self._declared:
                 raise no_portfolio(name)
             version = (tuple(map(tuple, found)), _last_runs(connection, [one.name for one in found]))
             known = self._known.get(name)

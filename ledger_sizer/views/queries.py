@@ -1,7 +1,7 @@
 """Reads exposure, positions and history. Reads have their own connections and never wait for the writer."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Unpack, get_args
+from typing import Any, Unpack
 
 from sqlalchemy import ColumnElement, Connection, Engine, Select, exists, func, select, text, tuple_
 
@@ -9,30 +9,28 @@ from ledger_sizer.history.archive_files import ArchiveFiles, manifests
 from ledger_sizer.history.as_of import AsOf, scopes_as_of
 from ledger_sizer.history.history import Filters, History, own_key
 from ledger_sizer.model.arguments import label_text
-from ledger_sizer.model.caller import ACTOR_LENGTH_MAX, Caller
-from ledger_sizer.model.choices import Outcome, Status
+from ledger_sizer.model.caller import Caller
+from ledger_sizer.model.choices import Status
 from ledger_sizer.model.command_base import KEY_LENGTH_MAX
-from ledger_sizer.model.commands import VERBS
 from ledger_sizer.model.decisions import Decision, DecisionRecord, Fields
-from ledger_sizer.model.denials import DENIAL_REASONS
 from ledger_sizer.model.domain import (
     Exposure,
     ExposurePage,
     HistoryFilters,
     Page,
     Position,
-    require_history_filters,
 )
 from ledger_sizer.model.errors import InvalidRequest, NotFound
 from ledger_sizer.model.names import SEQ_MAX, portfolio_name, portfolio_or_desk, split_position_id
+from ledger_sizer.model.scope_settings import ScopeSettings
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, GivenTags, is_dimension, scope_name, tags_of
-from ledger_sizer.model.times import to_us
 from ledger_sizer.model.units import E8_MAX
 from ledger_sizer.rules.scope_state import ScopeState
 from ledger_sizer.storage.database import has_tag, read_transaction
 from ledger_sizer.storage.lookups import decision_by_key, desk_status, last_desk_change, no_portfolio, portfolio_id
 from ledger_sizer.storage.tables import DESK_ID, PENDING, DecisionRow, PortfolioRow, PositionRow, ScopeRow
 from ledger_sizer.storage.write_store import position_from_row, scope_from_row
+from ledger_sizer.views.history_filters import is_ascending, parse_filters
 from ledger_sizer.views.paging import EXPOSURE_LIMIT_MAX, LIMIT_MAX, cursor_numbers, page_of, require_limit
 from ledger_sizer.views.position_listing import read_in_state
 from ledger_sizer.views.scopes import exposure_of, read_shared
@@ -46,11 +44,16 @@ _POSITIONS = PositionRow.__table__
 
 
 class Queries:
-    """The reads of one ledger. Each sees one consistent snapshot."""
+    """The reads of one ledger. Each sees one consistent snapshot.
 
-    def __init__(self, engine: Engine, files: ArchiveFiles | None = None) -> None:
+    new_cap_e8: cap of a portfolio that nobody used yet, 1e-8 USD: it reads as an empty one. None where portfolios are
+    declared: then its name is an error.
+    """
+
+    def __init__(self, engine: Engine, files: ArchiveFiles, new_cap_e8: int | None) -> None:
         self._engine = engine
-        self._files = ArchiveFiles() if files is None else files
+        self._files = files
+        self._new_cap_e8 = new_cap_e8
 
     @property
     def engine(self) -> Engine:
@@ -97,13 +100,22 @@ class Queries:
         with read_transaction(self._engine) as connection:
             rows = connection.execute(query).all()
         if not rows:
-            raise no_portfolio(portfolio)
+            return exposure_of(portfolio, 0, self._unused(portfolio), (), ())
         scopes = [scope_from_row(row[1:]) for row in rows]
         return exposure_of(portfolio, rows[0][0], scopes[0], scopes[1:], scopes)
 
+    def _unused(self, portfolio: str) -> ScopeState:
+        """Return the whole of a portfolio that nobody used yet. Raises `NotFound` where portfolios are declared."""
+        if self._new_cap_e8 is None:
+            raise no_portfolio(portfolio)
+        return ScopeState(PORTFOLIO_SCOPE, ScopeSettings(cap_e8=self._new_cap_e8))
+
     def _scopes_as_of(self, portfolio: str, as_of: AsOf) -> tuple[int, list[ScopeState]]:
         with read_transaction(self._engine) as connection:
-            owner = self._require(connection, portfolio_name(portfolio))
+            owner = portfolio_id(connection, portfolio_name(portfolio))
+            if owner is None and not isinstance(as_of, int):
+                return 0, [self._unused(portfolio)]
+            owner = self._require(connection, portfolio) if owner is None else owner
             return scopes_as_of(connection, owner, portfolio, as_of, self._files)
 
     def exposure_page(
@@ -135,7 +147,7 @@ class Queries:
         with read_transaction(self._engine) as connection:
             head = connection.execute(_whole_of(portfolio)).one_or_none()
             if head is None:
-                raise no_portfolio(portfolio)
+                return ExposurePage(exposure_of(portfolio, 0, self._unused(portfolio), (), ()), None)
             rows = connection.execute(query.where(ScopeRow.portfolio_id == head.portfolio_id)).all()
             shared = read_shared(connection, head.portfolio_id)
         page = page_of(rows, wanted, scope_from_row, lambda row: row.scope)
@@ -191,7 +203,7 @@ class Queries:
             query = query.where(tuple_(PositionRow.portfolio_id, PositionRow.number) > after)
         require_limit(limit)
         with read_transaction(self._engine) as connection:
-            # Without an owner the query still names the portfolio, so a look-up in one that does not exist is empty.
+            # Without an owner the query still names the portfolio, so what is asked of one nobody used yet is empty.
             owner = None if portfolio is None else self._owner(connection, portfolio, key)
             rows = read_in_state(connection, query, owner, state, after, limit)
         rows.sort(key=lambda row: (row.portfolio_id, row.number))
@@ -216,7 +228,7 @@ class Queries:
         """
         wanted = require_limit(limit)
         rows = self._find(
-            portfolio, cursor, wanted + 1, _parse_filters(portfolio, filters, client), _ascending(filters)
+            portfolio, cursor, wanted + 1, parse_filters(portfolio, filters, client), is_ascending(filters)
         )
         return page_of(rows, wanted, lambda row: DecisionRecord._make(row).decision(), lambda row: row[_SEQ])
 
@@ -232,7 +244,7 @@ class Queries:
 
         Each block is read in its own transaction, so a slow consumer keeps no transaction open.
         """
-        wanted, ascending = _parse_filters(portfolio, filters, client), _ascending(filters)
+        wanted, ascending = parse_filters(portfolio, filters, client), is_ascending(filters)
         while True:
             rows = self._find(portfolio, cursor, BLOCK_RECORDS, wanted, ascending)
             yield rows
@@ -299,10 +311,14 @@ class Queries:
         return found
 
     def _owner(self, connection: Connection, portfolio: str, key: str | None) -> int | None:
-        """Like `_require`, but None where a key is looked up in a portfolio that does not exist."""
-        if key is None:
-            return self._require(connection, portfolio)
-        return portfolio_id(connection, portfolio_or_desk(portfolio))
+        """Return the portfolio's id, None where nobody used it yet.
+
+        Raises `NotFound` where portfolios are declared, but for a look-up of a key.
+        """
+        found = portfolio_id(connection, portfolio_or_desk(portfolio))
+        if found is None and key is None:
+            self._unused(portfolio)
+        return found
 
 
 def _has_key(key: str, portfolio: str | None, client: str | None) -> ColumnElement[bool]:
@@ -344,46 +360,3 @@ def _scope_cursor(value: object) -> str:
         return scope_name(value)
     except InvalidRequest:
         raise InvalidRequest(f"cursor must come from the page before, got {value!r:.60}", field="cursor") from None
-
-
-def _position_number(portfolio: str, position_id: object) -> int:
-    owner, number = split_position_id(position_id)
-    if owner != portfolio:
-        raise InvalidRequest(f"position_id {position_id!r} is not of portfolio {portfolio!r}", field="position_id")
-    return number
-
-
-_CHOICES = {
-    "command": VERBS,
-    "outcome": get_args(Outcome),
-    "reason": DENIAL_REASONS,
-}
-
-
-def _require_choice(value: object, name: str) -> str:
-    if isinstance(value, str) and value in _CHOICES[name]:
-        return value
-    raise InvalidRequest(f"{name} must be one of {', '.join(_CHOICES[name])}, got {value!r}", field=name)
-
-
-def _parse_filters(portfolio: str, given: HistoryFilters, client: str | None) -> Filters:
-    require_history_filters(given)
-    chosen = {name: value for name, value in given.items() if value is not None}
-    position_id, key = chosen.get("position_id"), chosen.get("key")
-    return Filters(
-        **{name: _require_choice(chosen[name], name) for name in _CHOICES if name in chosen},
-        tags={name: label_text(chosen[name], name) for name in ("symbol", "strategy") if name in chosen},
-        actor=label_text(chosen["actor"], "actor", length_max=ACTOR_LENGTH_MAX) if "actor" in chosen else None,
-        key=None if key is None else label_text(key, "key", length_max=KEY_LENGTH_MAX),
-        client=client,
-        position=None if position_id is None else _position_number(portfolio, position_id),
-        since_us=to_us(chosen["since"], "since") if "since" in chosen else None,
-        until_us=to_us(chosen["until"], "until") if "until" in chosen else None,
-    )
-
-
-def _ascending(given: HistoryFilters) -> bool:
-    ascending = given.get("ascending", False)
-    if not isinstance(ascending, bool):
-        raise InvalidRequest(f"ascending must be True or False, got {ascending!r:.100}", field="ascending")
-    return ascending

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import ccxt
 import pytest
 
 from ledger_sizer import Denied, InvalidRequest, Ledger, Unavailable
+from ledger_sizer.adapters import ccxt_records
 from ledger_sizer.adapters.ccxt import DeskExchange, DeskUnavailable, FateUnknown, OrderDenied, client_order_id
 from ledger_sizer.client import LedgerClient, RetryPolicy
 from ledger_sizer.paper import PaperControl, PaperServer
@@ -23,6 +28,7 @@ pytestmark = pytest.mark.one_engine
 D = Decimal
 CAP = D(1000)
 FACES = ("sync", "async")
+PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "bots" / "ccxt.md"
 
 
 @pytest.fixture
@@ -219,8 +225,11 @@ async def test_order_when_the_ledger_is_away_then_nothing_opens_and_what_closes_
     assert isinstance(error.value, Unavailable)
     assert here.orders == []
     here.control.open(PERP, "long", D("0.01"))
-    await done(exchange.create_order(PERP, "market", "sell", 0.01, None, {"reduceOnly": True}))
-    assert len(here.orders) == 1
+    await done(exchange.create_order(PERP, "market", "sell", 0.004, None, {"reduceOnly": True}))
+    await done(exchange.create_order(PERP, "market", "sell", 0.006))
+    with pytest.raises(DeskUnavailable):
+        await done(exchange.create_order(PERP, "market", "sell", 0.006))
+    assert [order.reduce_only for order in here.orders] == [True, True]
 
 
 async def test_fill_when_the_ledger_is_away_then_it_is_told_later(at: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,6 +245,26 @@ async def test_fill_when_the_ledger_is_away_then_it_is_told_later(at: Open, monk
     assert here.figures() == (500, 0)
     exchange.catch_up()
     assert here.figures() == (0, 500)
+
+
+async def test_resting_order_when_it_is_watched_then_its_hold_is_told_to_be_alive(
+    at: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = at()
+    exchange = here.open("async")
+    order = await exchange.create_order(SPOT, "limit", "buy", 0.01, 40000)
+    (hold,) = here.ledger.positions(state="until_known")
+    monkeypatch.setattr(ccxt_records, "RESTS_SECONDS", 0.0)
+    exchange.watch_orders = exchange.fetch_open_orders
+    (watched,) = await exchange.watch_orders(SPOT)
+    assert watched["id"] == order["id"]
+    assert here.ledger.position(hold.position_id).updated_at > hold.updated_at
+
+
+async def test_order_when_nobody_used_the_portfolio_yet_then_it_is_granted(at: Open) -> None:
+    here = at()
+    here.open(portfolio="new").create_order(SPOT, "market", "buy", 0.001)
+    assert here.ledger.exposure("new").open == 50
 
 
 # --- a restart ---------------------------------------------------------------------------------------------------
@@ -276,6 +305,27 @@ async def test_wish_when_it_is_asked_again_after_a_restart_then_it_gets_its_orde
     assert again["id"] == first["id"]
     assert len(here.orders) == 1
     assert here.figures() == (0, 500)
+
+
+async def test_close_when_its_wish_is_asked_again_after_a_restart_then_it_is_told_once(at: Open) -> None:
+    here = at()
+    here.open().create_order(SPOT, "market", "buy", 0.01)
+    wish = {"wish": "20260101T16/BTC/exit"}
+    for _ in range(2):
+        here.open().create_order(SPOT, "market", "sell", 0.004, None, wish)
+        assert here.figures() == (0, 300)
+    assert len(here.orders) == 2
+
+
+async def test_order_when_it_was_found_and_rests_then_the_same_call_is_another_order(at: Open) -> None:
+    here = at()
+    exchange = here.open(window_seconds=60)
+    exchange.load_markets()
+    here.control.fault("lost_answer", "order/create", seconds=0.05)
+    for number in (1, 2):
+        exchange.create_order(SPOT, "limit", "buy", 0.005, 40000)
+        assert len(here.orders) == number
+    assert here.figures() == (400, 0)
 
 
 async def test_settle_when_the_account_changed_by_hand_then_the_ledger_follows(at: Open) -> None:
@@ -358,6 +408,17 @@ async def test_open_when_a_setting_is_wrong_then_it_is_named(at: Open, change: d
     assert error.value.field == field
 
 
+def test_program_of_the_page_when_run_then_it_trades_within_the_cap(server: PaperServer, tmp_path: Path) -> None:
+    program = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[-1]
+    program = program.replace("http://127.0.0.1:8400", server.url).replace("ledger.db", f"{tmp_path}/ledger.db")
+    with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        ledger.set_cap(key="cap", cap=CAP)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert done.stdout.split()[0] == "closed"
+        assert len(done.stdout.split()) == 2
+        assert ledger.exposure().open == 250
+
+
 def test_client_order_id_when_made_then_it_keeps_every_exchanges_rules() -> None:
     made = client_order_id("okx", "main", "20260101T08/BTC", owner="bot=a")
     assert made == client_order_id("okx", "main", "20260101T08/BTC", owner="bot=a")
@@ -365,3 +426,5 @@ def test_client_order_id_when_made_then_it_keeps_every_exchanges_rules() -> None
     assert len(made) == 32
     assert made.isalnum()
     assert len(client_order_id("gate", "a")) == 28
+    assert int(client_order_id("dydx", "a")) < 2**32
+    assert int(client_order_id("woo", "a")) < 2**63

@@ -22,6 +22,8 @@ from tests.support.clock import FakeClock
 from tests.support.ledgers import assert_verified
 from tests.support.services import served
 
+pytestmark = pytest.mark.one_engine
+
 D = Decimal
 BTC = "BTC/USDT"
 
@@ -295,7 +297,6 @@ def test_settle_when_the_book_is_bad_then_it_is_false_and_the_next_calls_work(de
         ({"ttl_seconds": 0}, "ttl_seconds"),
     ],
 )
-@pytest.mark.one_engine
 def test_make_when_an_argument_is_bad_then_invalid_request_names_it(
     ledger: Ledger, options: dict[str, Any], field: str
 ) -> None:
@@ -306,7 +307,6 @@ def test_make_when_an_argument_is_bad_then_invalid_request_names_it(
     assert str(error.value.field).startswith(field)
 
 
-@pytest.mark.one_engine
 def test_make_when_no_tags_are_given_then_the_client_is_the_bot(database_url: str) -> None:
     with Ledger.open(database_url, client="bot-7") as ledger, Desk(ledger) as desk:
         assert dict(desk.tags) == {"bot": "bot-7"}
@@ -316,7 +316,6 @@ def test_make_when_no_tags_are_given_then_the_client_is_the_bot(database_url: st
         assert dict(desk.tags) == {"bot": "desk"}
 
 
-@pytest.mark.one_engine
 def test_make_when_patience_is_none_then_calls_run_on_the_callers_thread(ledger: Ledger, monkeypatch: Any) -> None:
     before = threading.active_count()
     with Desk(ledger, tags={"bot": "a"}, patience_seconds=None) as desk:
@@ -325,7 +324,6 @@ def test_make_when_patience_is_none_then_calls_run_on_the_callers_thread(ledger:
         assert desk.settle({})
 
 
-@pytest.mark.one_engine
 def test_close_when_called_twice_then_asks_are_0_and_the_given_ledger_stays_open(ledger: Ledger, told: Any) -> None:
     desk = Desk(ledger, tags={"bot": "a"})
     desk.close()
@@ -366,7 +364,6 @@ def test_ask_when_the_bot_was_killed_before_its_order_then_the_same_wish_finds_i
         assert ledger.history(command="reserve").items[0].seq == 1
 
 
-@pytest.mark.one_engine
 def test_import_when_the_desk_is_used_then_no_framework_and_no_service_is_loaded() -> None:
     heavy = "{'ccxt', 'freqtrade', 'nautilus_trader', 'fastapi', 'uvicorn', 'apscheduler'}"
     code = f"import sys, ledger_sizer.adapters.desk; print(sorted({heavy} & sys.modules.keys()))"

@@ -25,6 +25,7 @@ from ledger_sizer.adapters.desk import BACK_OFF_SECONDS, Desk
 from tests.support.fault_proxy import FaultProxy, answered, cut_after, cut_before
 from tests.support.ledgers import assert_verified
 from tests.support.services import Process, eventually, served
+from tests.support.tcp_proxy import SwallowingProxy
 
 D = Decimal
 BTC, ETH = "BTC/USDT", "ETH/USDT"
@@ -32,8 +33,6 @@ TAGS = {"bot": "a"}
 
 STUCK_SECONDS = 5
 """What one call would cost without the desk. The bounds are for many calls, and far above what one should take."""
-
-pytestmark = pytest.mark.one_engine
 
 
 class Seconds:
@@ -159,6 +158,24 @@ def test_ask_when_its_caller_has_gone_before_the_reservation_then_none_is_sent(
             assert holds(ledger) == []
 
 
+@pytest.mark.parametrize("engine_kind", ["postgresql"], indirect=True)
+def test_ask_when_the_database_server_goes_silent_then_it_is_0_and_the_next_connection_finds_one_hold(
+    database_url: str, seconds: Seconds
+) -> None:
+    limits: dict[str, Any] = {"database_timeout_seconds": 2, "busy_timeout_seconds": 1, "connect_timeout_seconds": 2}
+    with (
+        SwallowingProxy(database_url) as proxy,
+        Ledger.open(proxy.url, settings=AppSettings(ledger=LedgerSettings(**limits))) as ledger,
+        Desk(ledger, tags=TAGS, clock=seconds) as desk,
+    ):
+        assert eventually(lambda: seconds.pass_back_off() or desk.ask(ETH, 50)) == 50
+        proxy.swallow()
+        with quicker_than(STUCK_SECONDS):
+            assert [desk.ask(BTC, 100) for _ in range(20)] == [0] * 20
+        assert eventually(lambda: seconds.pass_back_off() or desk.ask(BTC, 100), 60) == 100
+        assert sorted(holds(ledger)) == [(BTC, 100), (ETH, 50)]
+
+
 def test_ask_when_many_threads_meet_a_lock_then_each_waits_its_patience_and_no_wish_is_left_behind(
     sqlite_ledger: Ledger,
 ) -> None:
@@ -267,6 +284,30 @@ def test_ask_when_a_request_arrives_after_its_caller_asked_again_then_there_is_o
         assert holds(ledger) == [(BTC, 100)], "the same key: a replay"
 
 
+def test_ask_when_the_answer_to_a_named_wish_was_lost_then_the_next_name_finds_its_money_free(
+    cut_off: tuple[FaultProxy, Ledger], seconds: Seconds
+) -> None:
+    proxy, ledger = cut_off
+    with Desk(proxy.url, tags=TAGS, clock=seconds, patience_seconds=2.0) as desk:
+        proxy.next(_pass, *[cut_after] * 30)
+        assert desk.ask(BTC, 300, wish="1") == 0
+        eventually(lambda: not desk._calls.overdue)
+        assert holds(ledger) == [(BTC, 300)]
+        proxy._faults.clear()
+        seconds.pass_back_off()
+        assert desk.ask(BTC, 250, wish="2") == 250
+        assert [(one.reference, one.held) for one in ledger.positions("main", state="held")] == [("2", 250)]
+
+
+def test_ask_when_the_answer_to_a_named_wish_comes_too_late_then_its_hold_is_freed(sqlite_ledger: Ledger) -> None:
+    with Desk(sqlite_ledger, tags=TAGS) as desk, locked(sqlite_ledger._write_engine.url.database or "") as unlock:
+        assert desk.ask(BTC, 100, wish="1") == 0
+        unlock()
+        eventually(lambda: not desk._calls.overdue)
+        assert holds(sqlite_ledger) == []
+        assert {one.command for one in sqlite_ledger.history()} == {"set_cap", "reserve", "release"}
+
+
 def test_ask_when_the_answer_was_lost_and_the_hold_ended_then_it_is_a_new_wish(
     cut_off: tuple[FaultProxy, Ledger], seconds: Seconds
 ) -> None:
@@ -302,6 +343,21 @@ def test_settle_when_calls_met_an_outage_then_the_next_one_makes_up_for_all(
             ("open", 100), ("held", 100), ("held", 40),
         ]  # fmt: skip
         assert outages() == ["outage_began", "outage_ended"]
+
+
+def test_settle_when_a_release_was_lost_with_its_bot_then_the_next_life_makes_up_for_it(
+    cut_off: tuple[FaultProxy, Ledger],
+) -> None:
+    """`settle` says what is so, so that a release need not outlive its process."""
+    proxy, ledger = cut_off
+    with Desk(proxy.url, tags=TAGS, patience_seconds=2.0) as desk:
+        assert [desk.ask(name, 100) for name in (BTC, ETH)] == [100, 100]
+        proxy.always(cut_before)
+        desk.release(ETH)
+    proxy.always(_pass)
+    with Desk(proxy.url, tags=TAGS, patience_seconds=20.0) as desk:
+        assert desk.settle({}, resting=[BTC], as_of=ledger.history().items[0].decided_at)
+    assert holds(ledger) == [(BTC, 100)]
 
 
 def test_ask_when_the_service_refuses_the_key_then_it_is_refused_from_memory(

@@ -36,7 +36,7 @@ class Bot:
         self.proxy, self.ledger, self.clock, self.chance = proxy, ledger, clock, chance
         self.seconds = 0.0
         self.book: dict[str, Decimal] = {}
-        self.granted = 0
+        self.asks = self.granted = 0
         self.start()
 
     def start(self) -> None:
@@ -57,14 +57,16 @@ class Bot:
 
     def open(self) -> None:
         market = self.chance.choice(MARKETS)
-        usd = self.desk.ask(market, self.chance.choice((20, 80, 300)), at_least=10)
+        self.asks += 1
+        name = f"order-{self.asks}" if self.chance.random() < 0.4 else None
+        usd = self.desk.ask(market, self.chance.choice((20, 80, 300)), at_least=10, wish=name)
         if not usd:
             return
         self.granted += 1
         held = sum(one.held for one in self.ledger.positions("main", state="held", tags={"symbol": market}))
         assert usd <= held, "what is told is held"
         if self.chance.random() < 0.3:
-            self.desk.release(market)  # the exchange refused it
+            self.desk.release(market, wish=name)  # the exchange refused it
         elif self.chance.random() < 0.8:
             coins = (usd / PRICES[market]).quantize(D("1e-8"), ROUND_DOWN)
             self.book[market] = self.book.get(market, D(0)) + coins

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -197,6 +199,59 @@ def test_modify_when_it_costs_more_than_is_left_then_the_order_stays() -> None:
     assert 1080 <= held < 1082
 
 
+def test_modify_when_an_exit_outgrows_its_position_then_the_rest_is_asked() -> None:
+    def exit_of(quantity: str) -> Any:
+        return lambda s: s.modify_order(s.cache.orders_open(strategy_id=s.id)[0], BTCUSDT.make_qty(Decimal(quantity)))
+
+    strategy, ledger = run(
+        {
+            0: lambda s: s.market(BUY, "0.05"),
+            1: lambda s: s.limit(SELL, "0.05", 11_000),
+            2: exit_of("0.06"),  # would open 110 USD
+            3: exit_of("0.25"),  # would open 2,200
+        }
+    )
+    (order,) = strategy.cache.orders_open(strategy_id=strategy.id)
+    assert order.quantity == BTCUSDT.make_qty(Decimal("0.06"))
+    assert held_and_open(ledger) == (110, Decimal("500.05"))
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        lambda s: s.order_factory.trailing_stop_market(
+            BTCUSDT.id, BUY, BTCUSDT.make_qty(Decimal("0.2")), trailing_offset=Decimal(50)
+        ),
+        lambda s: s.order_factory.stop_market(
+            BTCUSDT.id, BUY, BTCUSDT.make_qty(Decimal("0.2")), trigger_price=BTCUSDT.make_price(10_100)
+        ),
+        lambda s: s.order_factory.market(BTCUSDT.id, BUY, BTCUSDT.make_qty(2000), quote_quantity=True),
+    ],
+    ids=["trailing stop", "stop", "quantity in USD"],
+)
+def test_order_when_its_price_is_not_its_own_then_it_is_asked_at_what_is_known(order: Any) -> None:
+    strategy, _ = run({0: lambda s: s.submit_order(order(s))})
+    (reason,) = strategy.denials
+    asked = Decimal(reason.split()[3])
+    assert 2_000 <= asked <= 2_025
+
+
+def test_run_when_repeated_on_the_ledger_of_an_earlier_one_then_nothing_is_granted_twice() -> None:
+    strategy = Scripted({0: lambda s: s.market(BUY, "0.05"), 1: lambda s: s.close_all_positions(BTCUSDT.id)})
+    with engine_of(strategy, prices=[10_000] * 4) as engine:
+        ledger_of(engine, cap=Decimal(1500))
+        engine.run()
+        assert strategy.denials == []
+        engine.reset()
+        engine.run()
+        assert "call ledger_of(engine)" in strategy.denials[0]
+        ledger_of(engine, cap=Decimal(1500))
+        engine.reset()
+        strategy.heard.clear()
+        engine.run()
+        assert strategy.denials == []
+
+
 def test_bracket_when_its_entry_is_granted_then_its_exits_are_not_asked() -> None:
     def bracket(quantity: str) -> Any:
         def submit(s: Scripted) -> None:
@@ -320,3 +375,12 @@ def test_backtest_when_no_ledger_is_given_then_it_does_not_start() -> None:
     strategy = Scripted({}, config=DeskConfig(desk_ledger="sqlite:///ledger.db"))
     with engine_of(strategy, prices=[10_000]) as engine, pytest.raises(InvalidRequest, match="ledger_of"):
         engine.run()
+
+
+def test_page_when_its_example_is_run_then_the_cap_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    page = Path(__file__).resolve().parent.parent.parent / "docs" / "bots" / "nautilus.md"
+    code = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)[-1]
+    exec(compile(code, str(page), "exec"), {"__name__": "example"})
+    granted, highest = capsys.readouterr().out.splitlines()
+    assert granted.startswith("7 granted, verified: True")
+    assert 1_300 < Decimal(highest.split()[1]) <= 1_500

@@ -72,8 +72,24 @@ def test_exposure_when_read_as_text_then_figures_align(desk: CommandLine) -> Non
     assert not any(line.endswith(" ") for line in lines)
 
 
-@pytest.mark.parametrize("line", ["exposure -p desk-2", "history --portfolio desk-2", "verify --portfolio desk-2"])
-def test_read_when_portfolio_is_unknown_then_it_is_a_failure(desk: CommandLine, line: str) -> None:
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [("exposure -p desk-2", "portfolio"), ("history --portfolio desk-2", "no decisions"),
+     ("positions -p desk-2", "no positions"), ("net -p desk-2", "no open positions")],
+)  # fmt: skip
+def test_read_when_nobody_used_the_portfolio_yet_then_it_is_empty_and_a_note_says_so(
+    desk: CommandLine, line: str, said: str
+) -> None:
+    ran = desk(*line.split())
+    assert (ran.code, said in ran.out) == (0, True)
+    note = "nobody has used a portfolio 'desk-2' yet; for those in use: ledger-sizer caps\n"
+    assert ran.err == note
+    assert desk(*line.split(), "--json").err == note
+    assert "nobody" not in desk(*line.replace("desk-2", "main").split()).err
+
+
+@pytest.mark.parametrize("line", ["verify --portfolio desk-2", "caps -p desk-2", "caps export -p desk-2"])
+def test_look_when_portfolio_is_unknown_then_it_is_a_failure(desk: CommandLine, line: str) -> None:
     ran = desk(*line.split())
     assert (ran.code, ran.out) == (1, "")
     assert ran.err.startswith("error: no portfolio 'desk-2'")

@@ -188,9 +188,8 @@ async def test_reserve_when_argument_is_wrong_then_the_error_names_it(
 async def test_ask_when_there_is_no_such_thing_then_not_found_is_raised(ledger: Interface) -> None:
     await ledger.reserve(key="a", **ASK)
     for question in (
-        ledger.exposure("nobody"),
-        ledger.history("nobody"),
         ledger.position("main-99"),
+        ledger.position("nobody-1"),
         ledger.decision(99),
         ledger.explain("main-99"),
         ledger.release(key="b", position_id="main-99"),
@@ -198,6 +197,18 @@ async def test_ask_when_there_is_no_such_thing_then_not_found_is_raised(ledger: 
     ):
         with pytest.raises(NotFound):
             await question
+
+
+async def test_read_when_nobody_used_the_portfolio_yet_then_it_is_empty(ledger: Interface) -> None:
+    for name in ("main", "nobody"):
+        found = await ledger.exposure(name)
+        assert (found.portfolio, found.seq, found.cap, found.exposure, len(found.scopes)) == (name, 0, 5000, 0, 1)
+        assert (await ledger.exposure_page(name)).exposure == found
+        assert not (await ledger.positions(name)).items
+        assert not (await ledger.history(name)).items
+        assert not (await ledger.net(name)).assets
+        assert await ledger.lookup("a", name) is None
+    assert await ledger.portfolios() == []
 
 
 async def test_release_when_position_is_closed_then_wrong_state_is_raised_and_the_key_stays_free(

@@ -161,7 +161,7 @@ async def test_reserve_when_denied_then_it_is_asked_once(world: Open) -> None:
 
 async def test_send_when_the_service_refuses_then_it_is_asked_once(world: Open) -> None:
     async with world() as w:
-        for asked in (w.client.exposure("nobody"), w.client.release(key="a", position_id="main-9")):
+        for asked in (w.client.position("main-9"), w.client.release(key="a", position_id="main-9")):
             with pytest.raises(LedgerError) as raised:
                 await asked
             assert raised.value.code == "not_found"

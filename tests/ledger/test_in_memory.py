@@ -159,6 +159,26 @@ def test_read_when_another_read_of_its_thread_is_open_then_it_sees_the_same_and_
     assert memory.exposure().seq > 2
 
 
+def test_reserve_when_a_long_read_makes_another_read_wait_then_it_waits_for_neither(memory: Ledger) -> None:
+    _one_life(memory, "a")
+    began, may_end = threading.Event(), threading.Event()
+
+    def progress(_done: int, _total: int) -> None:
+        began.set()
+        assert may_end.wait(20)
+
+    with ThreadPoolExecutor(2) as pool:
+        verifying = pool.submit(memory.verify, progress=progress)
+        assert began.wait(20)
+        memory.reserve(key="b", amount_usd=D(1))
+        reading = pool.submit(lambda: memory.exposure().seq)
+        for number in range(50):
+            memory.reserve(key=f"{number}", amount_usd=D(1))
+        assert not reading.done()
+        may_end.set()
+        assert (verifying.result(20).ok, reading.result(20)) == (True, 53)
+
+
 def test_write_when_a_call_was_interrupted_in_the_middle_then_its_outcome_is_whole(
     memory: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:

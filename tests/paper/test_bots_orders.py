@@ -247,3 +247,12 @@ def test_async_client_when_a_bot_trades_with_it_then_it_works_as_the_sync_one(
             await client.close()
 
     assert asyncio.run(trade()) == ("closed", True, 50_000, 2, True)
+
+
+def test_funding_when_it_was_paid_then_the_history_of_payments_tells_it(bot: Any, control: PaperControl) -> None:
+    control.funding(PERP, D("-0.75"))
+    control.funding("ETH/USDT:USDT", D(2))
+    since = bot.milliseconds() - 60_000
+    # ccxt hands on Bybit's fee, which is above 0 when it was paid.
+    amount = 0.75 if bot.id == "bybit" else -0.75
+    assert [(one["symbol"], one["amount"]) for one in bot.fetch_funding_history(PERP, since)] == [(PERP, amount)]

@@ -1,4 +1,4 @@
-"""Tests the example orchestrator on its paper venue: ledger and venue must agree."""
+"""Tests the example bots on ccxt at the paper venues: ledger and exchange must agree, and no leg stays naked."""
 
 from __future__ import annotations
 
@@ -7,224 +7,156 @@ import importlib
 import os
 import subprocess
 import sys
+from collections.abc import AsyncIterator, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import ccxt
 import pytest
 
-from ledger_sizer import Decision, Ledger
+from ledger_sizer import Ledger
 from ledger_sizer.client import AsyncLedgerClient
-from tests.conftest import NewDatabase
+from ledger_sizer.paper import PaperControl, PaperServer
 from tests.support.clock import FakeClock
-from tests.support.interfaces import SETTINGS, opened
+from tests.support.interfaces import SETTINGS
 
-CYCLES = 12
+pytestmark = pytest.mark.one_engine
+
+D = Decimal
 EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
+SCRIPTS = ("spot_perp", "perp_perp")
+SPOT, PERP = "BTC/USDT", "BTC/USDT:USDT"
+
+
+@pytest.fixture
+def server() -> Iterator[PaperServer]:
+    with PaperServer() as running:
+        yield running
 
 
 @pytest.fixture
 def example(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The module `orchestrator`, imported from its own folder, as it is run."""
+    """The module `hedge_bot`, imported from its own folder, as it is run."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    return importlib.import_module("orchestrator")
+    return importlib.import_module("hedge_bot")
 
 
-def _bot(example: Any, ledger: Any, **venue: Any) -> Any:
-    return example.Orchestrator(ledger, example.PaperVenue(delay_seconds=0.001, **venue))
+@pytest.fixture
+def ledger(database_url: str, clock: FakeClock) -> Iterator[Ledger]:
+    with Ledger.open(database_url, settings=SETTINGS, clock=clock) as opened:
+        yield opened
 
 
-async def _traded(bot: Any, cycles: int = CYCLES) -> Any:
-    for _ in range(cycles):
-        await bot.cycle()
-        _require_agreement(bot)
-        bot.venue.next_period()
-    return bot
+@pytest.fixture
+async def bot(example: Any, server: PaperServer, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
+    monkeypatch.setattr(example, "LOOK_SECONDS", 0.02)
+    exchange = await importlib.import_module("running").open_exchange("bybit", server.url)
+    yield example.HedgeBot(ledger, {"bybit": exchange}, {"bot": "a"}, 0.2)
+    await exchange.close()
 
 
-def _require_agreement(bot: Any) -> None:
-    """Check that each trade counts the larger leg at the venue, and that nothing else is held there."""
-    larger = {}
-    for (pair, _), quantity in bot.venue.holdings.items():
-        larger[pair] = max(abs(quantity), larger.get(pair, Decimal(0)))
-    counted = {trade.pair: trade.counted for trade in bot.trades.values()}
-    assert counted == {pair: quantity for pair, quantity in larger.items() if quantity}
+async def _enter(bot: Any, wish: str = "p1/BTC") -> Any:
+    legs = [await bot.plan("bybit", SPOT, "buy"), await bot.plan("bybit", PERP, "sell")]
+    return await bot.enter(wish, "BTC", D(300), legs)
 
 
-def _require_counted(bot: Any, ledger: Ledger) -> None:
-    """Check that the ledger counts each open trade, and nothing else."""
-    live = {position.position_id: position for position in ledger.positions(state="live")}
-    assert {trade.position_id for trade in bot.trades.values()} == set(live)
-    for trade in bot.trades.values():
-        assert (live[trade.position_id].state, live[trade.position_id].quantity) == ("open", trade.counted)
+def _coins(server: PaperServer) -> tuple[Decimal, Decimal]:
+    """Return the coins of the account, spot and perpetual."""
+    account = PaperControl(server.url, "bybit").state()["accounts"]["paper"]
+    return D(account["wallets"]["spot"].get("BTC", "0")), sum(
+        (D(one["quantity"]) for one in account["positions"]), D(0)
+    )
 
 
-def _reservations(ledger: Ledger) -> list[Decision]:
-    return list(ledger.history(command="reserve", ascending=True, limit=1000))
-
-
-@pytest.mark.parametrize("interface", ["embedded", "async_client"])
-async def test_trade_when_orders_fail_and_fill_partly_then_ledger_and_venue_agree(
-    example: Any, interface: str, database_url: str
+async def test_enter_when_a_leg_fills_partly_then_the_excess_of_the_other_is_traded_back(
+    bot: Any, server: PaperServer, ledger: Ledger
 ) -> None:
-    async with opened(interface, database_url, None) as opened_ledger:
-        ledger = opened_ledger.behind
-        ledger.set_cap(key="cap", cap=Decimal(2_500))
-        bot = await _traded(_bot(example, opened_ledger.raw))
-        _require_counted(bot, ledger)
-        happened = set(bot.events)
-        assert happened >= {"entered", "left", "left partly", "order refused", "released unfilled", "reserve denied"}
-        assert all(decision.exposure_after <= 2_500 for decision in _reservations(ledger) if decision.granted)
-        assert ledger.verify().ok
+    control, exchange = PaperControl(server.url, "bybit"), bot.exchanges["bybit"]
+    orders = server.venues.dialects["bybit"].exchange.accounts["paper"].orders
+    control.fills(at_once=False)
+    entering = asyncio.create_task(_enter(bot))
+    while len(orders) < 2:
+        await asyncio.sleep(0.01)
+    spot, perp = sorted(orders.values(), key=lambda order: order.market.symbol)
+    control.fill(perp.id, D("0.004"))
+    await exchange.cancel_order(perp.id, PERP)
+    control.fill(spot.id)
+    control.fills(at_once=True)
+    await entering
+    assert _coins(server) == (D("0.004"), D("-0.004"))
+    assert (ledger.exposure().held, ledger.exposure().open) == (0, 200)
 
 
-async def test_trade_when_only_the_face_differs_then_the_same_capital_is_granted(
-    example: Any, new_database: NewDatabase
+async def test_enter_when_the_fate_of_its_orders_is_unknown_then_no_time_frees_the_money_and_resume_completes_it(
+    bot: Any, server: PaperServer, ledger: Ledger, clock: FakeClock
 ) -> None:
-    granted = []
-    for interface in ("embedded", "async_client"):
-        async with opened(interface, new_database("sqlite"), None) as ledger:
-            bot = await _traded(_bot(example, ledger.raw))
-            granted.append([(d.key, d.outcome, d.budget, d.quantity) for d in _reservations(ledger.behind)])
-            granted.append(bot.events)
-    assert granted[:2] == granted[2:]
+    control = PaperControl(server.url, "bybit")
+    control.fault("lost_answer", "order/create", times=2, seconds=0.05)
+    control.fault("outage", "order/", times=2)
+    with pytest.raises(ccxt.BaseError):
+        await _enter(bot)
+    assert _coins(server) == (D("0.006"), D("-0.006")), "both legs filled"
+    clock.advance(24 * 3600)
+    assert ledger.sweep() == 0
+    assert ledger.exposure().held == 300
+    assert [one.tags["symbol"] for one in ledger.positions(state="until_known")] == ["BTC"]
+    (position,) = await bot.resume()
+    assert (position.quantity, ledger.exposure().held) == (D("0.006"), 0)
 
 
-async def _embedded(example: Any, url: str, clock: FakeClock | None = None, **venue: Any) -> tuple[Any, Ledger]:
-    ledger = Ledger.open(url, settings=SETTINGS, clock=clock)
-    return _bot(example, ledger, **venue), ledger
-
-
-async def test_enter_when_capital_is_short_then_the_best_pairs_get_it(example: Any, database_url: str) -> None:
-    bot, ledger = await _embedded(example, database_url, rejected_percent=0)
-    with ledger:
-        ledger.set_cap(key="cap", cap=Decimal(1_200))
-        quotes = sorted(await bot.venue.quotes(), key=lambda quote: -quote.funding_rate)
-        await bot.cycle()
-        asked = _reservations(ledger)
-        paying = [quote.pair for quote in quotes if quote.funding_rate >= example.ENTRY_RATE]
-        assert [decision.key.partition("/")[2] for decision in asked] == paying
-        assert len(asked) > 2
-        assert asked[0].granted
-        assert asked[-1].reason == "cap_exceeded"
-
-
-async def test_enter_when_the_venue_refuses_every_order_then_every_hold_is_released(
-    example: Any, database_url: str
+async def test_leave_when_one_leg_closed_before_a_crash_then_a_new_start_closes_the_other(
+    bot: Any, example: Any, server: PaperServer, ledger: Ledger
 ) -> None:
-    bot, ledger = await _embedded(example, database_url, rejected_percent=100)
-    with ledger:
-        await bot.cycle()
-        assert bot.events["released unfilled"] == bot.events["reserve granted"] > 0
-        assert ledger.exposure().exposure == 0
+    await _enter(bot)
+    (position,) = await bot.resume()
+    await bot._trade_back(f"{position.reference}/exit/0", position.legs[0], position.legs[0].quantity)
+    assert _coins(server) == (0, D("-0.006"))
+    again = example.HedgeBot(ledger, bot.exchanges, bot.tags, 0.05)
+    assert await again.resume() == []
+    assert _coins(server) == (0, 0)
+    assert ledger.exposure().exposure == 0
 
 
-async def test_enter_when_an_orders_outcome_is_unknown_then_the_hold_stays_until_it_expires(
-    example: Any, database_url: str, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+async def test_enter_when_a_wish_was_asked_before_then_it_is_not_placed_again(
+    bot: Any, server: PaperServer, ledger: Ledger
 ) -> None:
-    bot, ledger = await _embedded(example, database_url, clock)
-
-    async def lost(*_: Any) -> None:
-        raise ConnectionError("the venue hung up")
-
-    with ledger:
-        monkeypatch.setattr(bot.venue, "place", lost)
-        with pytest.raises(ConnectionError):
-            await bot.cycle()
-        assert ledger.exposure().held > 0, "the order may live: its capital is not free"
-        clock.advance(31)
-        assert ledger.sweep() == bot.events["reserve granted"]
-        assert ledger.exposure().held == 0
+    first = await _enter(bot)
+    PaperControl(server.url, "bybit").price("BTC", D(50100))
+    again = await _enter(bot)
+    assert again.position_id == first.position_id
+    assert _coins(server) == (D("0.006"), D("-0.006"))
 
 
-async def test_leave_when_an_exit_fills_late_then_the_capital_is_freed_by_the_fill_and_not_before(
-    example: Any, database_url: str
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_run_script_when_funding_pays_and_ceases_then_it_enters_and_leaves(
+    script: str, server: PaperServer, tmp_path: Path
 ) -> None:
-    bot, ledger = await _embedded(example, database_url, rejected_percent=0, partial_percent=0)
-    with ledger:
-        await bot.cycle()
-        trade = next(iter(bot.trades.values()))
-        before = ledger.exposure().open
-        seen = []
-        place = bot.venue.place
-
-        async def watched(*order: Any) -> Any:
-            seen.append(ledger.exposure().open)
-            fill = await place(*order)
-            seen.append(ledger.exposure().open)
-            return fill
-
-        bot.venue.place = watched
-        await bot.leave(trade)
-        assert seen == [before] * 4
-        assert ledger.exposure().open < before
-        assert ledger.position(trade.position_id).state == "closed"
+    paying = PaperControl(server.url, "binance" if script == "perp_perp" else "bybit")
+    others = {"bybit", "binance"} - {paying.venue}
+    for venue in others:
+        PaperControl(server.url, venue).funding_rate(PERP, D(0))
+    exposures = []
+    for rate in ("0.0003", "0"):
+        paying.funding_rate(PERP, D(rate))
+        command = [
+            sys.executable, str(EXAMPLES / f"{script}.py"), "--paper", server.url, "--coins", "BTC", "--cycles", "1",
+            "--seconds", "0", "--window", "0.1",
+        ]  # fmt: skip
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, env={**os.environ})
+        with Ledger.open(f"sqlite:///{tmp_path / script.replace('_', '-')}.db") as ledger:
+            exposures.append(ledger.exposure().open)
+            assert ledger.exposure().held == 0, done.stdout
+    assert exposures == [300, 0]
 
 
-async def test_restart_when_a_hold_expired_meanwhile_then_what_was_ordered_counts_and_nothing_new_is_ordered(
-    example: Any, database_url: str, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bot, ledger = await _embedded(example, database_url, clock, rejected_percent=0)
-    place = bot.venue.place
-
-    async def killed(order_id: str, pair: str, market: str, *order: Any) -> Any:
-        if pair == "BTC" and market == "perp":
-            raise ConnectionError("killed before the order was sent")
-        await place(order_id, pair, market, *order)
-        raise ConnectionError("killed before the answer was read")
-
-    with ledger:
-        ledger.set_cap(key="cap", cap=Decimal(9_000))
-        monkeypatch.setattr(bot.venue, "_draw", lambda below, *parts: below - 1 if "rate" in parts else below // 2)
-        monkeypatch.setattr(bot.venue, "place", killed)
-        with pytest.raises(ConnectionError):
-            await bot.cycle()
-        await asyncio.sleep(0.1)  # the others' orders are on their way
-        monkeypatch.setattr(bot.venue, "place", place)
-        clock.advance(31)
-        ledger.sweep()
-        assert ledger.exposure().exposure == 0
-        again = example.Orchestrator(ledger, bot.venue)
-        await again.recover()
-        await again.cycle()
-        assert len(again.trades) == 4, "of five pairs one was half ordered"
-        assert not again.venue.holdings["BTC", "spot"], "it was unwound"
-        _require_agreement(again)
-        _require_counted(again, ledger)
-        assert ledger.verify().ok
+def test_read_examples_when_counted_then_each_is_read_in_one_sitting() -> None:
+    lines = {path.stem: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")}
+    assert lines["hedge_bot"] < 230
+    assert all(lines[script] < 60 for script in SCRIPTS)
 
 
-def _script(folder: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(EXAMPLES / "orchestrator.py"), "--cycles", "6", *more]
-    environment = {**os.environ, "SIZING_ENABLED": "true"}
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, env=environment)
-
-
-def test_run_script_when_killed_and_run_again_then_ledger_and_venue_agree(example: Any, tmp_path: Path) -> None:
-    for lines in (2, 5, 9):
-        killed = _script(tmp_path)
-        assert killed.stdout is not None
-        for _ in range(lines):
-            killed.stdout.readline()
-        killed.kill()
-        killed.communicate()
-    last = _script(tmp_path)
-    told, _ = last.communicate()
-    assert last.returncode == 0, told
-    with Ledger.open(f"sqlite:///{tmp_path / 'orchestrator.db'}") as ledger:
-        bot = _bot(example, ledger, file=tmp_path / "paper-venue.jsonl")
-        asyncio.run(bot.recover())
-        assert bot.trades
-        _require_agreement(bot)
-        _require_counted(bot, ledger)
-        assert ledger.verify().ok
-
-
-def test_read_orchestrator_when_counted_then_it_is_read_in_one_sitting() -> None:
-    assert len((EXAMPLES / "orchestrator.py").read_text().splitlines()) < 230
-
-
-def test_compare_faces_when_the_example_uses_a_method_then_both_have_it(example: Any) -> None:
-    used = {name for name in dir(Ledger) if f"ledger.{name}(" in (EXAMPLES / "orchestrator.py").read_text()}
-    assert used >= {"reserve_async", "confirm_async", "release_async", "lookup", "positions"}
-    assert [name for name in used - {"open"} if not hasattr(AsyncLedgerClient, name)] == []
+def test_compare_faces_when_the_example_uses_a_method_then_both_have_it() -> None:
+    used = {name for name in dir(Ledger) if f"ledger.{name}(" in (EXAMPLES / "hedge_bot.py").read_text()}
+    assert used >= {"reserve_async", "confirm_async", "release_async", "lookup", "positions", "decision"}
+    assert [name for name in used if not hasattr(AsyncLedgerClient, name)] == []

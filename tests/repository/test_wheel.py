@@ -7,8 +7,6 @@ import sys
 import zipfile
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 MIGRATE = """
@@ -23,17 +21,6 @@ tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'
 connection.close()
 sys.stdout.write(" ".join(name for (name,) in tables))
 """
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this checkout, built as for a release."""
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stdout + built.stderr
-    (path,) = folder.glob("*.whl")
-    return path
 
 
 def test_build_wheel_when_checkout_is_whole_then_it_carries_the_package_and_the_migrations_alone(wheel: Path) -> None:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import logging
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from ledger_sizer import Decision, Denied, InvalidRequest, Ledger, NotFound, Page, Position
+from ledger_sizer import (
+    AppSettings,
+    Decision,
+    Denied,
+    DynamicSizingSettings,
+    InvalidRequest,
+    Ledger,
+    LedgerSettings,
+    NotFound,
+    Page,
+    Position,
+)
 from ledger_sizer.model.decisions import DECISION_FIELDS
 from tests.support.clock import START, FakeClock
 from tests.support.ledgers import BTC_PERP, BTC_SPOT, dynamic_settings, position_of, reserve_btc
@@ -44,13 +55,39 @@ def test_read_exposure_when_several_scopes_count_then_the_whole_comes_first_and_
     assert (unused.cap, unused.exposure, unused.overage, unused.headroom) == (None, 0, 0, None)
 
 
+def _reads(ledger: Ledger) -> list[Any]:
+    return [ledger.exposure, ledger.exposure_page, ledger.history, ledger.positions, ledger.net, ledger.export]
+
+
+@pytest.mark.settings(AppSettings(sizing=DynamicSizingSettings(max_portfolio_exposure=D(70))))
 @pytest.mark.parametrize("portfolio", ["main", "nobody"])
-def test_read_when_there_is_no_such_portfolio_then_it_is_not_found(ledger: Ledger, portfolio: str) -> None:
-    for read in (ledger.exposure, ledger.exposure_page, ledger.history, ledger.positions, ledger.verify):
-        with pytest.raises(NotFound, match=f"no portfolio '{portfolio}'"):
-            read(portfolio)
-    assert ledger.portfolios() == []
-    assert len(ledger.positions()) == 0
+def test_read_when_nobody_used_the_portfolio_yet_then_it_is_empty(ledger: Ledger, portfolio: str) -> None:
+    found = ledger.exposure(portfolio)
+    assert (found.seq, found.cap, found.headroom, found.held, found.open, found.status) == (0, 70, 70, 0, 0, "active")
+    assert ledger.exposure(portfolio, as_of=datetime(2026, 1, 1, tzinfo=UTC)) == found
+    assert ledger.exposure_page(portfolio).exposure == found
+    assert [len(read(portfolio)) for read in (ledger.history, ledger.positions)] == [0, 0]
+    assert b"".join(ledger.export(portfolio)) == b""
+    assert ledger.net(portfolio).assets == ()
+    assert ledger.portfolios() == [], "a read begins none"
+    missing = [
+        lambda: ledger.exposure(portfolio, as_of=1), lambda: ledger.decision(1, portfolio),
+        lambda: ledger.explain(1, portfolio), lambda: ledger.position(f"{portfolio}-1"),
+        lambda: ledger.verify(portfolio), lambda: ledger.heads(portfolio), lambda: ledger.sweep(portfolio),
+    ]  # fmt: skip
+    for read in missing:
+        with pytest.raises(NotFound, match=portfolio):
+            read()
+
+
+@pytest.mark.settings(AppSettings(ledger=LedgerSettings(portfolios="declared")))
+def test_read_when_portfolios_are_declared_then_another_name_is_an_error(ledger: Ledger) -> None:
+    ledger.set_cap(key="1", cap=D(7))
+    assert ledger.exposure().cap == 7
+    for read in _reads(ledger):
+        with pytest.raises(NotFound, match="no portfolio 'mian'"):
+            list(read("mian"))
+    assert ledger.lookup("1", "mian") is None
 
 
 @pytest.mark.parametrize("portfolio", ["", "a b", "-x", "x" * 65, "a/b", 7])
