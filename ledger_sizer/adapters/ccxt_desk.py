@@ -6,6 +6,7 @@ begin anew; nothing else is kept.
 """
 
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
@@ -72,6 +73,7 @@ class OrderDesk:
 
     def create(self, method: str, asked: Asked, args: Callable[[Mapping[str, Any]], tuple[Any, ...]]) -> Steps[Any]:
         """Place an order with `method(*args(params))`, after asking the ledger for what it opens."""
+        before = sys.exception()  # a call within the handling of another error
         yield from self._records.load_markets()
         params = {name: value for name, value in asked.params.items() if name != "wish"}
         client_id, named = self._client_id(asked, params)
@@ -93,7 +95,7 @@ class OrderDesk:
         try:
             answer = yield OnExchange(method, args(params))
         except Exception as error:  # noqa: BLE001 - whatever it is, a hold must not be lost
-            answer = yield from self._after_failure(order, asked, error)
+            answer = yield from self._after_failure(order, asked, error, before)
         return (yield from self._placed(order, answer))
 
     def _client_id(self, asked: Asked, params: Mapping[str, Any]) -> tuple[str, bool]:
@@ -196,10 +198,12 @@ class OrderDesk:
             raise OrderEnded(f"the hold of order {client_id} ended before: {decision.position_id}")
         return str(decision.position_id)
 
-    def _after_failure(self, order: Order, asked: Asked, error: Exception) -> Steps[Any]:
+    def _after_failure(
+        self, order: Order, asked: Asked, error: Exception, before: BaseException | None
+    ) -> Steps[Any]:  # fmt: skip
         """Return the order though its call failed, or raise the error. A refused order gives its money back."""
         duplicate = isinstance(error, getattr(ccxt, "DuplicateOrderId", ()))
-        if not outcome_unknown(error) and not duplicate:
+        if not outcome_unknown(error, before) and not duplicate:
             yield from self._records.free(order)
             raise error
         self._records.unresolved[_text_of(asked)] = order.client_id

@@ -149,6 +149,18 @@ async def test_order_when_the_exchange_refuses_it_then_the_money_is_free_at_once
 
 
 @pytest.mark.parametrize("face", FACES)
+async def test_order_when_refused_while_another_error_is_handled_then_it_is_a_refusal(at: Open, face: str) -> None:
+    here = at()
+    exchange = here.open(face)
+    try:
+        raise ccxt.RequestTimeout("of something else")
+    except ccxt.RequestTimeout:
+        with pytest.raises(ccxt.InvalidOrder):
+            await done(exchange.create_order(SPOT, "limit", "buy", 0.00002, 50000))
+    assert here.figures() == (0, 0)
+
+
+@pytest.mark.parametrize("face", FACES)
 async def test_order_when_the_ledger_is_away_then_nothing_opens_and_what_closes_passes(at: Open, face: str) -> None:
     here = at()
     away = LedgerClient("http://127.0.0.1:9", timeout_seconds=0.2, patience=RetryPolicy(attempts_max=1))
