@@ -47,6 +47,7 @@ _LOOKS_MAX = 20
 _UNWATCHED_SECONDS = 60.0
 """Age of the last look at a resting order at which the next call looks itself."""
 
+_REFUSED = ("rejected", "canceled", "cancelled", "expired")
 _AT_ONCE = ("IOC", "FOK")
 _NOTHING = Decimal(0)
 
@@ -202,21 +203,25 @@ class OrderDesk:
         self, order: Order, asked: Asked, error: Exception, before: BaseException | None
     ) -> Steps[Any]:  # fmt: skip
         """Return the order though its call failed, or raise the error. A refused order gives its money back."""
-        duplicate = isinstance(error, getattr(ccxt, "DuplicateOrderId", ()))
-        if not outcome_unknown(error, before) and not duplicate:
-            yield from self._records.free(order)
-            raise error
-        self._records.unresolved[_text_of(asked)] = order.client_id
+        unknown = outcome_unknown(error, before)
         try:
+            # Also after a refusal: ccxt may have sent the order twice, and the second was the duplicate.
             found = yield from find_steps(self._client.id, order.symbol, order.client_id)
         except ccxt.BaseError:
-            found = None
-        if found is None:
-            log.warning("order.fate_unknown", order=order.client_id, symbol=order.symbol, error=_text(error))
-            if isinstance(error, ccxt.NetworkError):
+            pass  # the hold stays; the next call asks again
+        else:
+            if found is not None and (unknown or found.get("status") not in _REFUSED):
+                return found
+            if not unknown:
+                yield from self._records.free(order)
                 raise error
-            raise FateUnknown(f"order {order.client_id} may be live: {_text(error)}") from error
-        return found
+        log.warning("order.fate_unknown", order=order.client_id, symbol=order.symbol, error=_text(error))
+        if not unknown:
+            raise error
+        self._records.unresolved[_text_of(asked)] = order.client_id
+        if isinstance(error, ccxt.NetworkError):
+            raise error
+        raise FateUnknown(f"order {order.client_id} may be live: {_text(error)}") from error
 
     def _placed(self, order: Order, answer: Any) -> Steps[Any]:
         """Record what a placed order shows, and return it. An order that does not rest is asked for its fill."""
