@@ -45,6 +45,8 @@ _ONE = Decimal(1)
 _put = object.__setattr__
 
 
+_OTHER_CONTRACT_SIZES = ("contractSize", "contract_value", "contract_val", "ctVal", "ct_val")
+"""What others call a contract's size. Without `contract_size` it would count as 1, and every size be wrong by it."""
 _REQUIRED = ("symbol", "min_qty", "max_qty", "qty_step")
 
 
@@ -126,6 +128,9 @@ class InstrumentInfo:
             return instrument
         kind = type(instrument).__name__
         given = {one.name: getattr(instrument, one.name, None) for one in cls.arguments}
+        for name_of_market in ("kind", "base", "quote", "settle", "venue"):
+            if callable(given[name_of_market]):  # a method, such as one that settles; the symbol says the same
+                given[name_of_market] = None
         missing = [name for name in _REQUIRED if given[name] is None]
         if len(missing) == len(_REQUIRED):
             raise InvalidRequest(
@@ -136,6 +141,13 @@ class InstrumentInfo:
                 raise InvalidRequest(
                     f"{kind} has no {missing[0]}; give it that field, or give InstrumentInfo({', '.join(_REQUIRED)})",
                     field=missing[0],
+                )
+            other = next((other for other in _OTHER_CONTRACT_SIZES if hasattr(instrument, other)), None)
+            if other is not None and given["contract_size"] is None:
+                raise InvalidRequest(
+                    f"{kind} has {other} and no contract_size; give it contract_size, the coins in one unit of its "
+                    "quantities (1 where it counts coins)",
+                    field="contract_size",
                 )
             try:
                 return cls(

@@ -11,7 +11,7 @@ All arithmetic is exact Decimal. Quantities round down.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import lru_cache
 from operator import itemgetter
@@ -253,7 +253,8 @@ class Sizing:
 
     budget: None when the cap leaves nothing. spend: min(available balance, budget, per-position maximum).
     binding: what decided the size: `signal_score`, `max_position_size_usd`, `portfolio` (its cap), `available_balance`
-    or `max_qty`. reason: the denial reason when there is no quantity.
+    or `max_qty`; `position_sizer` where a subclass of it answered otherwise. reason: the denial reason
+    when there is no quantity.
     """
 
     signal_score: Decimal | None
@@ -359,6 +360,8 @@ class DynamicSizer:
             return Sizing(signal_score, fraction, raw, headroom, None, None, None, None, None, None, binding, reason)
         match = sizer.match(price, min(balance, budget), spot_instrument, perp_instrument)
         most = sizer.max_position_size_usd
+        if type(sizer).calculate_matching_quantity is not PositionSizer.calculate_matching_quantity:
+            match = self._as_answered(match, price, min(balance, budget), spot_instrument, perp_instrument)
         return Sizing(
             signal_score=signal_score,
             fraction=fraction,
@@ -373,6 +376,22 @@ class DynamicSizer:
             binding=match.binding or self._binding(signal_score, raw, budget, balance, most),
             reason=match.reason,
         )
+
+    def _as_answered(
+        self, match: Match, price: Decimal, spend: Decimal, spot: InstrumentLike, perp: InstrumentLike
+    ) -> Match:
+        """Return the figures with the quantity of a position sizer that answers in a way of its own."""
+        own = self._position_sizer.calculate_matching_quantity(
+            price=price, available_balance=spend, spot_instrument=spot, perp_instrument=perp
+        )
+        if own == match.quantity:
+            return match
+        if own is None:
+            return replace(match, quantity=None, notional_usd=None, binding="position_sizer", reason="below_min_qty")
+        quantity = positive(own, "quantity")
+        with exact_arithmetic():
+            notional = quantity * price
+        return replace(match, quantity=quantity, notional_usd=notional, binding="position_sizer", reason=None)
 
     def _binding(
         self, signal_score: Decimal | None, raw: Decimal, budget: Decimal, balance: Decimal, most: Decimal

@@ -22,7 +22,7 @@ from freqtrade.strategy import IStrategy
 
 from ledger_sizer import Ledger
 from ledger_sizer.adapters.freqtrade import DeskMixin
-from ledger_sizer.adapters.freqtrade_book import written_down  # noqa: E402
+from ledger_sizer.adapters.freqtrade_book import written_down
 from ledger_sizer.adapters.freqtrade_settings import DeskSettings
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.paper import PaperControl, PaperServer

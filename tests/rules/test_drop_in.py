@@ -225,3 +225,44 @@ def test_size_when_the_sizer_is_a_bots_own_then_it_is_called_by_keyword_with_the
         sizer.size(D("0.9"), D(0), D(50_000), D(10_000), spot, perp)
     with pytest.raises(InvalidRequest, match="has no calculate_matching_quantity"):
         DynamicSizer(object(), DynamicSizingSettings(), D(1000))  # type: ignore[arg-type]
+
+
+def test_size_when_a_subclass_answers_otherwise_then_its_answer_is_told_else_all_figures() -> None:
+    class Half(PositionSizer):
+        def calculate_matching_quantity(self, *args: Any, **asked: Any) -> Decimal | None:
+            found = super().calculate_matching_quantity(*args, **asked)
+            return None if found is None or asked["price"] > 90_000 else found / 2
+
+    class Same(PositionSizer):
+        def calculate_matching_quantity(self, *args: Any, **asked: Any) -> Decimal | None:
+            return super().calculate_matching_quantity(*args, **asked)
+
+    spot, perp = OfDataclass(NAMES[0], **BTC), OfDataclass(NAMES[1], **BTC)
+    asked = D("0.9"), D(0), D(50_000), D(10_000), spot, perp
+    plain, half, same = [
+        DynamicSizer(sizer(TradingSettings()), DynamicSizingSettings(enabled=True), D(1000))
+        for sizer in (PositionSizer, Half, Same)
+    ]
+    whole, halved = plain.size(*asked), half.size(*asked)
+    assert halved.quantity == half.calculate_matching_quantity(*asked) == (whole.quantity or 0) / 2
+    assert (halved.binding, halved.notional_usd) == ("position_sizer", (halved.quantity or 0) * 50_000)
+    assert same.size(*asked) == whole
+    nothing = half.size(D("0.9"), D(0), D(100_000), D(10_000), spot, perp)
+    assert (nothing.quantity, nothing.binding, nothing.reason) == (None, "position_sizer", "below_min_qty")
+
+
+@pytest.mark.parametrize("name", ["contractSize", "ctVal"])
+def test_take_an_instrument_when_its_contract_size_has_another_name_then_it_is_not_taken_for_one(name: str) -> None:
+    rules = {"symbol": NAMES[1], "min_qty": D(1), "max_qty": D(9000), "qty_step": D(1), name: D("0.01")}
+    with pytest.raises(InvalidRequest, match=f"has {name} and no contract_size") as raised:
+        InstrumentInfo.of(SimpleNamespace(**rules))
+    assert raised.value.field == "instrument.contract_size"
+    assert InstrumentInfo.of(SimpleNamespace(**rules, contract_size=D("0.01"))).contract_size == D("0.01")
+
+
+def test_take_an_instrument_when_a_method_is_named_like_a_field_then_it_is_no_field() -> None:
+    class Own(SimpleNamespace):
+        def settle(self) -> None:
+            """Belong to the bot."""
+
+    assert InstrumentInfo.of(Own(symbol=NAMES[1], **BTC)).settle == "USDT"
