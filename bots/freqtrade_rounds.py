@@ -132,9 +132,9 @@ def stage(folder: Path) -> Iterator[Stage]:
 
 
 def _outcome(one: Stage, difference: str = "", **more: str) -> Outcome:
-    why = "" if one.watch.most <= CAP else f"{one.watch.most} USD at the exchange, the cap is {CAP}"
+    above = f"{one.watch.most} USD at the exchange, the cap is {CAP}: {one.watch.then}" if one.watch.most > CAP else ""
     verified = one.ledger.verify()
-    why = why or difference or ("" if verified.ok else str(verified))
+    why = "; ".join(text for text in (above, difference, "" if verified.ok else str(verified)) if text)
     return Outcome(not why, {**one.figures(), **more}, why)
 
 

@@ -12,6 +12,7 @@ ccxt_errors      its errors, which are ccxt's too
 nautilus         `DeskStrategy` and `ledger_of` for nautilus_trader
 nautilus_desk    what one of its strategies asks of the ledger, and tells it
 nautilus_orders  what its orders open and what its positions are, in USD
+nautilus_view    what it has: orders that are out, and positions
 
 Each framework is imported only by the modules that are named after it.
 """

@@ -82,10 +82,11 @@ class Entries:
 
     def _ask(self, pair: str, stake: float, least: float, leverage: float | None, *, new: bool) -> float:
         self.give_up(pair)
-        if not new:
-            # An order of this trade may have ended just now. What it leaves is to be free for the next.
+        if not new or self._has(pair):
+            # An order of this pair may have ended just now. What it leaves is to be free for the next.
             Trade.commit()
             self.settle()
+        if not new:
             leverage = book.leverage_of(pair)
         if leverage is None:
             log.error("%s: no entry, its leverage is not known", pair)
@@ -189,7 +190,10 @@ class Entries:
         if not self.desk.settle(opened, resting | live):
             return False
         for entry in over:
-            self._end(entry)
+            # A fill counts for the oldest hold of its market, whichever order it is of. So beside another order that is
+            # out, the hold of the one that ended may be what covers the other.
+            if entry.stage == "asked" or entry.pair not in resting | live:
+                self._end(entry)
         return True
 
     def _is_over(self, entry: _Entry) -> bool:
@@ -256,6 +260,10 @@ class Entries:
                 if entry.pair == pair and entry.thread == me and entry.stage == "asked":
                     return entry
         return None
+
+    def _has(self, pair: str) -> bool:
+        with self._lock:
+            return any(entry.pair == pair for entry in self._entries)
 
     def _end(self, entry: _Entry) -> None:
         """Forget an entry and free what is held of it. Its fills are with the ledger."""

@@ -260,6 +260,22 @@ def test_replace_when_an_entry_order_is_repriced_then_one_order_is_counted(
     assert orders(venue, "open")[0].quantity * 49000 <= held(ledger)
 
 
+def test_settle_when_two_orders_of_a_pair_are_out_then_the_end_of_one_leaves_the_hold_of_the_other(
+    make: Make, ledger: Ledger, venue: PaperServer, control: PaperControl
+) -> None:
+    control.fills(at_once=False)
+    bot = make()
+    bot.enter_positions = lambda _slots: 0
+    for _ in range(2):  # as forced entries that come at the same time do
+        bot.execute_entry(BTC, 25.0)
+    control.fill(orders(venue)[1].id)
+    loops(bot)
+    assert (held(ledger), opened(ledger)) == (D(25), D(25))
+    control.cancel(orders(venue)[0].id)
+    loops(bot)
+    assert (held(ledger), opened(ledger)) == (D(0), D(25))
+
+
 # More of a trade, less of a trade.
 
 
