@@ -4,6 +4,7 @@ desk                `Desk`: grants and settlement inside a trading loop; never r
 desk_calls          what a desk does at its ledger: asks, settles, frees
 wishes              what a bot asked for, and the denials that answer it again for a while
 bounded_calls       calls on a thread of their own, for which a caller waits a bounded time
+connections         opens the ledger that a bot names by its address
 ccxt                `DeskExchange`: a ccxt exchange whose orders ask the ledger first
 ccxt_desk           what it does around each order, and after a restart
 ccxt_records        what its orders hold, what of them filled, and telling the ledger
