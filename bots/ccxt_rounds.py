@@ -1,4 +1,6 @@
-"""The ccxt examples at the paper venue, killed at random: the cap holds at the exchange, and a new start mends all.
+"""Bots on ccxt at the paper venue, killed at random: the cap holds at the exchange, and a new start mends all.
+
+They are the two examples, and a bot on `DeskExchange` that opens, closes and cancels at random.
 
 Two bots share one cap over the service. They are killed (SIGKILL) and started again, the exchange loses answers and
 fails, the service is away for a while. All the time the account is compared with the cap. In the end one more start
@@ -12,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +25,7 @@ from typing import Any, NamedTuple
 from bots.rounds import Outcome, Round
 from ledger_sizer.client import LedgerClient
 from ledger_sizer.paper import PaperControl, PaperServer
+from ledger_sizer.paper.control import DEFAULT_KEY
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 COINS = ("BTC", "ETH", "SOL")
@@ -31,19 +35,28 @@ USD = Decimal(300)
 SEED = 17
 PAYS, COSTS = Decimal("0.0003"), Decimal(0)
 WINDOW_SECONDS = 0.5
-END_SECONDS = 60
+END_SECONDS = 120
+LAST = 3
+"""Cycles of a last start."""
 
 
 class Shape(NamedTuple):
-    """One example. legs: the markets of each coin, (venue, quote). paying: the venue whose funding rates move."""
+    """What runs. legs: the markets of each coin, (venue, quote). paying: the venue whose funding rates move.
+
+    hedged: whether the two legs of a coin are one position; else each is one. accounts: by name; all bots use the
+    first, or each the one of its own name.
+    """
 
     script: str
     venues: tuple[str, ...]
     legs: tuple[tuple[str, str], tuple[str, str]]
     paying: str
+    hedged: bool = True
+    accounts: tuple[str, ...] = (DEFAULT_KEY,)
 
 
 SPOT_PERP = Shape("spot_perp.py", ("bybit",), (("bybit", "/USDT"), ("bybit", "/USDT:USDT")), "bybit")
+DESK = Shape("bots.ccxt_desk_bot", SPOT_PERP.venues, SPOT_PERP.legs, "bybit", hedged=False, accounts=BOTS)
 PERP_PERP = Shape("perp_perp.py", ("bybit", "binance"), (("bybit", "/USDT:USDT"), ("binance", "/USDT:USDT")), "binance")
 
 
@@ -61,26 +74,37 @@ class Venues:
         for venue in self.shape.venues:
             for coin in COINS:
                 self.controls[venue].funding_rate(f"{coin}/USDT:USDT", COSTS)
+            for account in self.shape.accounts:
+                if account != DEFAULT_KEY:
+                    PaperControl(self.server.url, venue, account).open_account()
 
     def coins(self) -> dict[tuple[str, str], Decimal]:
-        """Return the coins of each market, (venue, symbol), below zero for shorts."""
-        found: dict[tuple[str, str], Decimal] = {}
+        """Return the coins of each market, (venue, symbol), in all accounts, below zero for shorts."""
+        found: dict[tuple[str, str], Decimal] = defaultdict(Decimal)
         for venue, control in self.controls.items():
-            account = control.state()["accounts"][control.api_key]
-            for coin in COINS:
-                found[venue, f"{coin}/USDT"] = Decimal(account["wallets"]["spot"].get(coin, "0"))
-                found[venue, f"{coin}/USDT:USDT"] = Decimal(0)
-            for position in account["positions"]:
-                found[venue, position["symbol"]] += Decimal(position["quantity"])
+            accounts = control.state()["accounts"]
+            for account in [accounts[name] for name in self.shape.accounts]:
+                for coin in COINS:
+                    found[venue, f"{coin}/USDT"] += Decimal(account["wallets"]["spot"].get(coin, "0"))
+                    found[venue, f"{coin}/USDT:USDT"] += Decimal(0)
+                for position in account["positions"]:
+                    found[venue, position["symbol"]] += Decimal(position["quantity"])
         return found
 
+    def resting(self) -> Decimal:
+        """Return what the open orders may still cost, USD."""
+        exchange = self.server.venues.dialects["bybit"].exchange
+        orders = [order for name in self.shape.accounts for order in exchange.accounts[name].orders.values()]
+        left = [(one.quantity - one.filled) * (one.price or 0) for one in orders if one.state == "open"]
+        return sum(left, Decimal(0))
+
     def look(self) -> None:
-        """Note what is open now: of each coin the larger leg, at the venue's price."""
+        """Note what is open now at the venue's prices: of a hedged coin the larger leg, else both."""
         coins, prices = self.coins(), self.controls[self.shape.venues[0]].state()["prices"]
         open_usd = Decimal(0)
         for coin in COINS:
             legs = [abs(coins[venue, coin + quote]) for venue, quote in self.shape.legs]
-            open_usd += max(legs) * Decimal(prices[coin])
+            open_usd += (max(legs) if self.shape.hedged else sum(legs)) * Decimal(prices[coin])
         self.most = max(self.most, open_usd)
 
     def move(self, chance: random.Random) -> None:
@@ -105,14 +129,19 @@ class Bots:
     ledgers: dict[str, str]
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
-    def start(self, name: str, *more: str) -> subprocess.Popen[bytes]:
-        """Start a bot, or start it again."""
-        shape = self.venues.shape
-        command = [
-            sys.executable, str(EXAMPLES / shape.script), "--ledger", self.ledgers[name], "--bot", name,
-            "--paper", self.venues.server.url, "--venues", ",".join(shape.venues), "--coins", ",".join(COINS),
-            "--usd", str(USD), "--seconds", "0.1", "--period", "2", "--window", str(WINDOW_SECONDS), *more,
-        ]  # fmt: skip
+    def start(self, name: str, *, cycles: int = 0) -> subprocess.Popen[bytes]:
+        """Start a bot, or start it again. cycles: of its life; 0: for ever."""
+        shape, paper = self.venues.shape, self.venues.server.url
+        if not shape.hedged:
+            seconds = {0: 3600, LAST: 0}.get(cycles, cycles)
+            command = ["-m", shape.script, self.ledgers[name], paper, name, str(seconds)]
+        else:
+            command = [
+                str(EXAMPLES / shape.script), "--ledger", self.ledgers[name], "--bot", name, "--paper", paper,
+                "--venues", ",".join(shape.venues), "--coins", ",".join(COINS), "--usd", str(USD), "--seconds", "0.1",
+                "--period", "2", "--window", str(WINDOW_SECONDS), "--cycles", str(cycles),
+            ]  # fmt: skip
+        command = [sys.executable, *command]
         with (self.folder / f"bot-{name}.log").open("ab") as log:
             process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, env=_environment())
         self.running[name] = process
@@ -132,7 +161,7 @@ class Bots:
 
 def _environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("LEDGER_", "SIZING_"))}
-    return {**kept, "LEDGER_CLIENT": "bots", "SERVICE_LOG_LEVEL": "WARNING"}
+    return {**kept, "LEDGER_CLIENT": "bots", "PYTHONPATH": str(EXAMPLES.parent)}
 
 
 class Service:
@@ -215,7 +244,7 @@ def _settled(venues: Venues, bots: Bots) -> None:
     bots.close()
     for control in venues.controls.values():
         control.clear_faults()
-    for process in [bots.start(name, "--cycles", "3") for name in BOTS]:
+    for process in [bots.start(name, cycles=LAST) for name in BOTS]:
         process.wait(END_SECONDS)
     bots.running.clear()
 
@@ -223,10 +252,11 @@ def _settled(venues: Venues, bots: Bots) -> None:
 def _differences(venues: Venues, ledger: LedgerClient) -> list[str]:
     """Return what of the ledger is not as it is at the exchange, and what has no hedge."""
     wrong = []
+    held = sum((one.held for one in ledger.positions("main", state="live", limit=1000)), Decimal(0))
+    if held != venues.resting():
+        wrong.append(f"{held} USD are held, and orders of {venues.resting()} rest")
     known: dict[tuple[str, str], Decimal] = dict.fromkeys(venues.coins(), Decimal(0))
     for position in ledger.positions("main", state="live", limit=1000):
-        if position.pending:
-            wrong.append(f"{position.position_id} still holds {position.held} USD")
         for leg in position.legs if position.state == "open" else ():
             known[leg.venue, leg.symbol] += leg.quantity if leg.side == "buy" else -leg.quantity
     wrong += [
@@ -234,7 +264,7 @@ def _differences(venues: Venues, ledger: LedgerClient) -> list[str]:
         for market, coins in venues.coins().items()
         if coins != known[market]
     ]
-    for coin in COINS:
+    for coin in COINS if venues.shape.hedged else ():
         net = sum(venues.coins()[venue, coin + quote] for venue, quote in venues.shape.legs)
         wrong += [f"{net} {coin} have no hedge"] if net else []
     return wrong
@@ -270,7 +300,7 @@ def _apart(shape: Shape, folder: Path) -> Decimal:
         for coin in COINS:
             venues.controls[shape.paying].funding_rate(f"{coin}/USDT:USDT", PAYS)
         bots = Bots(venues, folder, {name: f"sqlite:///{folder / f'own-{name}.db'}" for name in BOTS})
-        for process in [bots.start(name, "--cycles", "3") for name in BOTS]:
+        for process in [bots.start(name, cycles=10) for name in BOTS]:
             process.wait(END_SECONDS)
         venues.look()
         return venues.most
@@ -294,6 +324,7 @@ def _round(shape: Shape, folder: Path, *, short: bool) -> Outcome:
 
 
 ROUNDS = [
-    Round("ccxt spot-perp", ("ccxt",), lambda folder, short: _round(SPOT_PERP, folder, short=short)),
-    Round("ccxt perp-perp", ("ccxt",), lambda folder, short: _round(PERP_PERP, folder, short=short)),
+    Round("ccxt, DeskExchange", ("ccxt",), lambda folder, short: _round(DESK, folder, short=short)),
+    Round("ccxt, spot-perp", ("ccxt",), lambda folder, short: _round(SPOT_PERP, folder, short=short)),
+    Round("ccxt, perp-perp", ("ccxt",), lambda folder, short: _round(PERP_PERP, folder, short=short)),
 ]

@@ -12,13 +12,12 @@ live. `resume` does, which asks the exchange.
 import asyncio
 import inspect
 from collections.abc import Awaitable, Sequence
-from contextlib import suppress
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
 import ccxt
 
-from ledger_sizer import Decision, KeyReused, Leg, LegPlan, NotFound, Position
+from ledger_sizer import Decision, KeyReused, Leg, LegPlan, Position
 from ledger_sizer.adapters.ccxt import client_order_id, find_order, outcome_unknown, seen_of, unit_of
 from ledger_sizer.exchanges.market_rules import rules_of
 
@@ -192,9 +191,7 @@ class HedgeBot:
         raise TimeoutError(f"{name} is still open at {leg.venue}")
 
     async def _positions(self, state: str) -> list[Position]:
-        with suppress(NotFound):  # nothing was asked for yet
-            return [*await done(self.ledger.positions(self.portfolio, state=state, tags=self.tags, limit=1000))]
-        return []
+        return [*await done(self.ledger.positions(self.portfolio, state=state, tags=self.tags, limit=1000))]
 
 
 async def together(work: Sequence[Awaitable[Any]]) -> list[Any]:

@@ -65,7 +65,8 @@ class DeskExchange:
 
     def __init__(
         self, exchange: Any, ledger: Any, *, tags: GivenTags, portfolio: str = "main", account: str | None = None,
-        slippage: Decimal = Decimal("0.001"), window_seconds: float = 10.0, api_key: str | SecretStr | None = None,
+        slippage: Decimal | float = Decimal("0.001"), window_seconds: float = 10.0,
+        api_key: str | SecretStr | None = None,
     ) -> None:  # fmt: skip
         """exchange: a ccxt exchange. ledger: a `Ledger`, a client of the service, or the URL of either.
 
@@ -85,7 +86,9 @@ class DeskExchange:
             raise InvalidRequest("tags is empty: name the bot, such as tags={'bot': 'a'}", field="tags")
         if not 0 <= slippage < 1:
             raise InvalidRequest(f"slippage is a fraction below 1, got {slippage}", field="slippage")
-        self._desk = OrderDesk(exchange, bot, portfolio_name(portfolio), account, Decimal(slippage), window_seconds)
+        self._desk = OrderDesk(
+            exchange, bot, portfolio_name(portfolio), account, Decimal(str(slippage)), window_seconds
+        )
 
     # --- orders --------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from ledger_sizer.adapters.ccxt_orders import (
 from ledger_sizer.model.choices import Side
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import Position
-from ledger_sizer.model.errors import LedgerError, NotFound, WrongState
+from ledger_sizer.model.errors import LedgerError, WrongState
 from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.tags import Tags
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
@@ -135,6 +135,7 @@ class OrderRecords:
         return order
 
     def seen(self, order: Order, answer: Mapping[str, Any]) -> Seen:
+        """Return what an answer about an order shows."""
         market = self._client.market(order.symbol)
         return seen_of({"side": order.side, **answer}, market, unit_of(self._client.id, market))
 
@@ -217,6 +218,7 @@ class OrderRecords:
         self.end(order)
 
     def release_hold(self, client_id: str, position_id: str) -> Steps[None]:
+        """Free what an order holds; where it holds nothing any more, that is well."""
         with suppress(WrongState):  # it holds nothing any more
             yield OnLedger("release", kwargs={
                 "key": f"order/{client_id}/free", "position_id": position_id, "held_only": True,
@@ -224,6 +226,7 @@ class OrderRecords:
             })  # fmt: skip
 
     def end(self, order: Order) -> None:
+        """Note that an order is over."""
         self.resolve(order)
         self.orders.pop(order.client_id, None)
         self.forget(order.client_id)
@@ -234,6 +237,7 @@ class OrderRecords:
         self.unresolved = {wish: one for wish, one in self.unresolved.items() if one != order.client_id}
 
     def forget(self, client_id: str) -> None:
+        """Remember an order that is over, or another's, so that it is not looked up again."""
         self._done[client_id] = None
         while len(self._done) > _DONE_MAX:
             del self._done[next(iter(self._done))]
@@ -243,12 +247,9 @@ class OrderRecords:
         found: list[Position] = []
         cursor = None
         while True:
-            try:
-                page = yield OnLedger("positions", (self._portfolio,), {
-                    "state": state, "tags": self._tags.to_json(), "cursor": cursor, "limit": 1000
-                })  # fmt: skip
-            except NotFound:  # nobody used the portfolio yet
-                return found
+            page = yield OnLedger("positions", (self._portfolio,), {
+                "state": state, "tags": self._tags.to_json(), "cursor": cursor, "limit": 1000
+            })  # fmt: skip
             found += [one for one in page if len(one.legs) == 1 and self._is_here(one.legs[0])]
             cursor = page.cursor
             if cursor is None:
@@ -258,10 +259,12 @@ class OrderRecords:
         return leg.venue == self._client.id and leg.account == self._account
 
     def open_positions(self, symbol: str, side: Side) -> Steps[list[Position]]:
+        """Return the open positions of one market and side, oldest first."""
         found = yield from self.positions("open")
         return [one for one in found if one.legs[0].symbol == symbol and one.legs[0].side == side and one.quantity]
 
     def load_markets(self) -> Steps[None]:
+        """Load the markets once."""
         if not self._client.markets:
             yield OnExchange("load_markets")
 

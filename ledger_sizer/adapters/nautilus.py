@@ -34,7 +34,7 @@ from ledger_sizer.adapters.desk import _opened
 from ledger_sizer.adapters.nautilus_desk import Call, NotGranted, StrategyDesk
 from ledger_sizer.config import AppSettings
 from ledger_sizer.ledger.ledger import Ledger
-from ledger_sizer.model.errors import Busy, InvalidRequest, Unavailable
+from ledger_sizer.model.errors import Busy, InvalidRequest, LedgerError, Unavailable
 
 ENDPOINT = "LedgerSizer.ledger"
 """Where the strategies of a backtest ask for its ledger, on the engine's own message bus."""
@@ -112,6 +112,10 @@ class _LiveLedger:
         except (Unavailable, Busy):
             self._away_until = time.monotonic() + _AWAY_SECONDS
             raise
+        except LedgerError:
+            raise
+        except Exception as error:  # a defect of the ledger must not stop a node that has positions
+            raise Unavailable(f"{type(error).__name__}: {error}") from error
 
     def close(self) -> None:
         """One strategy is done with it. The last one closes the ledger, after the calls that wait."""
@@ -119,7 +123,7 @@ class _LiveLedger:
         if self.users:
             return
         if self._ledger is not None:
-            with suppress(NoAnswer):
+            with suppress(NoAnswer, LedgerError):
                 self._calls.call(self._ledger.close)
         self._calls.close()
 
