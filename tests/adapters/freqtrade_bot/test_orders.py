@@ -167,6 +167,24 @@ def test_create_order_when_its_answer_is_lost_then_it_is_held_until_its_fate_is_
     assert held(ledger) == (60 if arrives else 0)
 
 
+def test_settle_when_freqtrade_fails_after_its_order_then_the_hold_ends_only_with_the_order(
+    make: Make, ledger: Ledger, venue: PaperServer, control: PaperControl
+) -> None:
+    control.fills(at_once=False)
+    bot = make()
+    fees, bot.exchange.get_fee = bot.exchange.get_fee, lambda **_given: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        bot.execute_entry(BTC, 100.0)
+    bot.exchange.get_fee = fees
+    bot.enter_positions = lambda _slots: 0
+    loops(bot)
+    assert (Trade.get_open_trades(), held(ledger)) == ([], D(60))
+    control.cancel(orders(venue)[0].id)
+    bot.strategy._desk_entries._entries[0].look_at = 0.0
+    loops(bot, 2)
+    assert held(ledger) == 0
+
+
 @pytest.mark.parametrize("arrives", [True, False], ids=["after the order", "before the order"])
 def test_restart_when_killed_at_the_order_then_the_hold_ends_only_with_the_order(
     make: Make, ledger: Ledger, venue: PaperServer, control: PaperControl, arrives: bool
