@@ -24,8 +24,9 @@ from ledger_sizer.model.units import exact_arithmetic
 from ledger_sizer.paper.accounts import Account
 from ledger_sizer.paper.client_config import ccxt_config
 from ledger_sizer.paper.exchange import PaperExchange
+from ledger_sizer.paper.markets import Venue
 
-VENUE = "bybit"
+VENUE: Venue = "bybit"
 COINS = ("BTC", "ETH", "SOL", "XRP")
 STRATEGIES = Path(__file__).parent / "strategies"
 USER, PASSWORD = "rounds", "rounds-password"

@@ -30,7 +30,7 @@ from nautilus_trader.model.orders import Order, OrderList
 from nautilus_trader.trading.strategy import Strategy
 
 from ledger_sizer.adapters.bounded_calls import BoundedCalls, NoAnswer
-from ledger_sizer.adapters.desk import _opened
+from ledger_sizer.adapters.connections import open_ledger
 from ledger_sizer.adapters.nautilus_desk import Call, NotGranted, StrategyDesk
 from ledger_sizer.config import AppSettings
 from ledger_sizer.ledger.ledger import Ledger
@@ -93,7 +93,7 @@ class _LiveLedger:
     """
 
     def __init__(self, url: str, api_key: str | None, patience_seconds: float) -> None:
-        self._open: Callable[[], Any] = partial(_opened, url, api_key, patience_seconds)
+        self._open: Callable[[], Any] = partial(open_ledger, url, api_key, patience_seconds)
         self._ledger: Any = None
         self._calls = BoundedCalls(patience_seconds, "ledger-nautilus")
         self._away_until = 0.0

@@ -155,7 +155,7 @@ class PaperControl:
         self._post("funding-rate", symbol=symbol, rate=str(rate))
 
     def fill(self, order_id: str, quantity: Decimal | None = None) -> None:
-        """Fill an open order, or `quantity` base units of it. One that is open no more stays as it is."""
+        """Fill an open order, or `quantity` base units of it. Refused for one that is open no more."""
         self._post("fill", order_id=order_id, quantity=quantity and str(quantity))
 
     def fault(self, kind: str, path: str = "", *, times: int | None = 1, seconds: float = 5, method: str = "") -> None:

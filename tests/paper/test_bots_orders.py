@@ -100,6 +100,8 @@ def test_limit_order_when_it_rests_is_partly_filled_and_cancelled_then_every_lis
     assert [(trade["order"], trade["amount"], trade["price"]) for trade in trades] == [(placed["id"], half, 48_000)]
     with pytest.raises(ccxt.OrderNotFound):
         bot.cancel_order(placed["id"], symbol)
+    with pytest.raises(ValueError, match="canceled"):
+        control.fill(placed["id"])
 
 
 def test_order_when_the_answer_is_lost_then_the_client_order_id_finds_it(
