@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from ledger_sizer.model.units import exact_arithmetic
 from ledger_sizer.paper.accounts import Account
 from ledger_sizer.paper.client_config import ccxt_config
 from ledger_sizer.paper.exchange import PaperExchange
+from ledger_sizer.paper.markets import Venue
 
-VENUE = "bybit"
+VENUE: Venue = "bybit"
 COINS = ("BTC", "ETH", "SOL", "XRP")
 STRATEGIES = Path(__file__).parent / "strategies"
 USER, PASSWORD = "rounds", "rounds-password"
@@ -44,6 +46,7 @@ class Watch:
         self._coins: dict[tuple[str, str], tuple[Decimal, Decimal]] = {}
         self._read: dict[str, int] = {}
         self.most = NOTHING
+        self.then = ""
         self.changes = 0
         for name in ("place", "fill", "cancel", "change"):
             setattr(exchange, name, self._after(getattr(exchange, name)))
@@ -54,7 +57,9 @@ class Watch:
                 return method(*args, **kwargs)
             finally:
                 self.changes += 1
-                self.most = max(self.most, self.exposure())
+                now = self.exposure()
+                if now > self.most:
+                    self.most, self.then = now, self.shown()
 
         return watched
 
@@ -66,6 +71,21 @@ class Watch:
                  for one in list(self._exchange.accounts.values())],
                 NOTHING,
             )  # fmt: skip
+
+    def shown(self) -> str:
+        """Return what is there now, in words, with the time of this machine."""
+        held = [
+            f"{account.api_key}:{symbol}={cost:.2f}"
+            for account in list(self._exchange.accounts.values())
+            for symbol, (_, cost) in self.book(account).items()
+        ]
+        resting = [
+            f"{account.api_key}:{order.id}:{order.side} {order.quantity - order.filled} {order.market.symbol}"
+            for account in list(self._exchange.accounts.values())
+            for order in list(account.orders.values())
+            if order.state == "open"
+        ]
+        return f"{datetime.now(UTC):%H:%M:%S.%f} held {', '.join(held)}; resting {', '.join(resting)}"
 
     def book(self, account: Account) -> dict[str, tuple[Decimal, Decimal]]:
         """Return coins and their cost by market, what is flat left out."""

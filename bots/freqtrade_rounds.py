@@ -54,7 +54,7 @@ class Stage:
     def start(self, strategy: str, settings: Mapping[str, Any], *, asks: bool = True) -> None:
         """Start both bots and wait until they trade."""
         for name in NAMES:
-            desk = {"url": f"http://127.0.0.1:{self.service.port}", "bot": name}
+            desk = {"url": f"http://127.0.0.1:{self.service.port}", "bot": name, "repeat_seconds": 1}
             given = {**settings, **({"ledger_sizer": desk} if asks else {})}
             self.bots[name] = Bot(name, self.folder, self.venue.url, strategy, given).start()
         for bot in self.bots.values():
@@ -73,7 +73,7 @@ class Stage:
         """Return coins by bot and market, as the ledger has them."""
         found: dict[tuple[str, str], Decimal] = {}
         for position in self.ledger.positions("main", state="open", limit=1000).items:
-            key = position.tags["bot"], position.legs[0].symbol if position.legs else position.tags["symbol"]
+            key = str(position.tags["bot"]), position.legs[0].symbol
             found[key] = found.get(key, D(0)) + (position.quantity or D(0))
         return found
 
@@ -132,9 +132,9 @@ def stage(folder: Path) -> Iterator[Stage]:
 
 
 def _outcome(one: Stage, difference: str = "", **more: str) -> Outcome:
-    why = "" if one.watch.most <= CAP else f"{one.watch.most} USD at the exchange, the cap is {CAP}"
+    above = f"{one.watch.most} USD at the exchange, the cap is {CAP}: {one.watch.then}" if one.watch.most > CAP else ""
     verified = one.ledger.verify()
-    why = why or difference or ("" if verified.ok else str(verified))
+    why = "; ".join(text for text in (above, difference, "" if verified.ok else str(verified)) if text)
     return Outcome(not why, {**one.figures(), **more}, why)
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
+ZERO = Decimal(0)
+
 
 @dataclass(slots=True)
 class Exposure:
@@ -18,7 +20,7 @@ class Exposure:
 
     cache: Any
     entries: dict[Any, list[tuple[Decimal, Decimal]]] = field(default_factory=dict)
-    highest: Decimal = Decimal(0)
+    highest: Decimal = ZERO
     looks: int = 0
 
     def look(self, event: Any) -> None:
@@ -28,12 +30,17 @@ class Exposure:
             self._fill((event.instrument_id, event.strategy_id), signed, event.last_px.as_decimal())
         orders = self._orders()
         keys = {*self.entries, *orders}
-        self.highest = max(self.highest, sum((self._worst(key, orders.get(key, [])) for key in keys), Decimal(0)))
+        self.highest = max(self.highest, sum((self._worst(key, orders.get(key, [])) for key in keys), ZERO))
         self.looks += 1
+
+    @property
+    def open(self) -> Decimal:
+        """What is open, at its entry prices, USD."""
+        return sum((abs(coins) * price for one in self.entries.values() for coins, price in one), ZERO)
 
     def resting(self) -> Decimal:
         """Return what the orders that are out would cost at their limits, USD."""
-        return sum((abs(coins) * price for one in self._orders().values() for coins, price in one), Decimal(0))
+        return sum((abs(coins) * price for one in self._orders().values() for coins, price in one), ZERO)
 
     def _orders(self) -> dict[Any, list[tuple[Decimal, Decimal]]]:
         """Return coins and limit of the orders that are out, but for those that only reduce, by market and strategy."""
@@ -47,16 +54,19 @@ class Exposure:
 
     def _worst(self, key: Any, orders: list[tuple[Decimal, Decimal]]) -> Decimal:
         entries = self.entries.get(key, [])
-        net, has = sum(coins for coins, _ in entries), sum(abs(coins) * price for coins, price in entries)
+        net, has = (
+            sum((coins for coins, _ in entries), ZERO),
+            sum((abs(coins) * price for coins, price in entries), ZERO),
+        )
         worst = has
         for sign in (1, -1):
-            coins = sum(one for one, _ in orders if one * sign > 0) * sign
-            cost = sum(abs(one) * price for one, price in orders if one * sign > 0)
-            against = min(max(-net * sign, 0), coins)  # closes first
+            side = [(abs(one), price) for one, price in orders if one * sign > 0]
+            coins, cost = sum((one for one, _ in side), ZERO), sum((one * price for one, price in side), ZERO)
+            against = min(max(-net * sign, ZERO), coins)  # closes first
             if coins:
                 left = has if net * sign >= 0 else has * (abs(net) - against) / abs(net)
                 worst = max(worst, left + cost * (coins - against) / coins)
-        return Decimal(worst)
+        return worst
 
     def _fill(self, key: Any, coins: Decimal, price: Decimal) -> None:
         entries = self.entries.setdefault(key, [])
@@ -65,6 +75,6 @@ class Exposure:
             left = oldest + coins
             if (left > 0) == (oldest > 0) and left:
                 entries.insert(0, (left, paid))
-            coins = left if (left > 0) == (coins > 0) else Decimal(0)
+            coins = left if (left > 0) == (coins > 0) else ZERO
         if coins:
             entries.append((coins, price))

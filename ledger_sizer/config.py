@@ -20,13 +20,13 @@ from pydantic import (
 )
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from ledger_sizer.config_sources import Sections, Settings, read_later, require_readable
 from ledger_sizer.model.asset_policies import DOLLARS, asset_names, asset_patterns
 from ledger_sizer.model.choices import AssetPolicy, DriftKind, DriftPolicy, LedgerCreation, PortfolioCreation
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.exchange_account import Exact, ExchangeAccountSettings
 from ledger_sizer.model.reconcile_timing import ReconcileTiming
 from ledger_sizer.model.reconciliation import EXCESS_KINDS
+from ledger_sizer.model.settings_sources import Sections, Settings, read_later, require_readable
 from ledger_sizer.model.tags import EXTERNAL_TAG, TAGS_MAX, is_dimension
 
 

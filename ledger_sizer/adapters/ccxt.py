@@ -30,6 +30,7 @@ from ledger_sizer.adapters.ccxt_orders import (
     seen_of,
     unit_of,
 )
+from ledger_sizer.adapters.connections import client_of, open_ledger
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.names import portfolio_name
 from ledger_sizer.model.tags import GivenTags, tags_of
@@ -64,13 +65,14 @@ class DeskExchange:
     """
 
     def __init__(
-        self, exchange: Any, ledger: Any, *, tags: GivenTags, portfolio: str = "main", account: str | None = None,
-        slippage: Decimal | float = Decimal("0.001"), window_seconds: float = 10.0,
+        self, exchange: Any, ledger: Any, *, tags: GivenTags | None = None, portfolio: str = "main",
+        account: str | None = None, slippage: Decimal | float = Decimal("0.001"), window_seconds: float = 10.0,
         api_key: str | SecretStr | None = None,
     ) -> None:  # fmt: skip
         """exchange: a ccxt exchange. ledger: a `Ledger`, a client of the service, or the URL of either.
 
-        tags: of this bot, such as `{"bot": "a"}`: under these its positions are found again. account: its name at the
+        tags: of this bot, such as `{"bot": "a"}`: under these its positions are found again, so no two bots have the
+        same. Without any, `bot` is the ledger's client (`LEDGER_CLIENT`). account: its name at the
         venue, where the ledger knows several. slippage: fraction above the ticker that a market buy is held at.
         window_seconds: an order that is not found is taken to have never arrived at this age; at least as long as the
         exchange accepts a request (its receive window). api_key: of the service.
@@ -78,10 +80,12 @@ class DeskExchange:
         self._exchange = exchange
         is_async = self._is_async = _is_async(exchange)
         self._closes_ledger = isinstance(ledger, str)
-        self._ledger = _opened(ledger, api_key, is_async=is_async) if isinstance(ledger, str) else ledger
+        self._ledger = (
+            open_ledger(ledger, api_key, PATIENCE_SECONDS, is_async=is_async) if isinstance(ledger, str) else ledger
+        )
         if not is_async and inspect.iscoroutinefunction(getattr(self._ledger, "reserve", None)):
             raise InvalidRequest("ledger is an async client and exchange is not: give LedgerClient", field="ledger")
-        bot = tags_of(tags)
+        bot = tags_of({"bot": client_of(ledger)} if tags is None else tags)
         if not bot:
             raise InvalidRequest("tags is empty: name the bot, such as tags={'bot': 'a'}", field="tags")
         if not 0 <= slippage < 1:
@@ -327,16 +331,3 @@ async def _called(step: OnExchange | OnLedger, exchange: Any, ledger: Any) -> An
 
 def _without(params: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {one: value for one, value in params.items() if one != name}
-
-
-def _opened(url: str, api_key: str | SecretStr | None, *, is_async: bool) -> Any:
-    """Open the ledger of a URL. A service is given little time: an order must not wait for it."""
-    if url.startswith(("http://", "https://")):
-        from ledger_sizer.client import AsyncLedgerClient, LedgerClient, RetryPolicy
-
-        client: Any = AsyncLedgerClient if is_async else LedgerClient
-        patience = RetryPolicy(give_up_seconds=PATIENCE_SECONDS)
-        return client(url, api_key, timeout_seconds=PATIENCE_SECONDS, patience=patience)
-    from ledger_sizer.ledger.ledger import Ledger
-
-    return Ledger.open(url)

@@ -6,6 +6,7 @@ begin anew; nothing else is kept.
 """
 
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
@@ -46,6 +47,7 @@ _LOOKS_MAX = 20
 _UNWATCHED_SECONDS = 60.0
 """Age of the last look at a resting order at which the next call looks itself."""
 
+_REFUSED = ("rejected", "canceled", "cancelled", "expired")
 _AT_ONCE = ("IOC", "FOK")
 _NOTHING = Decimal(0)
 
@@ -72,6 +74,7 @@ class OrderDesk:
 
     def create(self, method: str, asked: Asked, args: Callable[[Mapping[str, Any]], tuple[Any, ...]]) -> Steps[Any]:
         """Place an order with `method(*args(params))`, after asking the ledger for what it opens."""
+        before = sys.exception()  # a call within the handling of another error
         yield from self._records.load_markets()
         params = {name: value for name, value in asked.params.items() if name != "wish"}
         client_id, named = self._client_id(asked, params)
@@ -93,7 +96,7 @@ class OrderDesk:
         try:
             answer = yield OnExchange(method, args(params))
         except Exception as error:  # noqa: BLE001 - whatever it is, a hold must not be lost
-            answer = yield from self._after_failure(order, asked, error)
+            answer = yield from self._after_failure(order, asked, error, before)
         return (yield from self._placed(order, answer))
 
     def _client_id(self, asked: Asked, params: Mapping[str, Any]) -> tuple[str, bool]:
@@ -196,23 +199,29 @@ class OrderDesk:
             raise OrderEnded(f"the hold of order {client_id} ended before: {decision.position_id}")
         return str(decision.position_id)
 
-    def _after_failure(self, order: Order, asked: Asked, error: Exception) -> Steps[Any]:
+    def _after_failure(
+        self, order: Order, asked: Asked, error: Exception, before: BaseException | None
+    ) -> Steps[Any]:  # fmt: skip
         """Return the order though its call failed, or raise the error. A refused order gives its money back."""
-        duplicate = isinstance(error, getattr(ccxt, "DuplicateOrderId", ()))
-        if not outcome_unknown(error) and not duplicate:
-            yield from self._records.free(order)
-            raise error
-        self._records.unresolved[_text_of(asked)] = order.client_id
+        unknown = outcome_unknown(error, before)
         try:
+            # Also after a refusal: ccxt may have sent the order twice, and the second was the duplicate.
             found = yield from find_steps(self._client.id, order.symbol, order.client_id)
         except ccxt.BaseError:
-            found = None
-        if found is None:
-            log.warning("order.fate_unknown", order=order.client_id, symbol=order.symbol, error=_text(error))
-            if isinstance(error, ccxt.NetworkError):
+            pass  # the hold stays; the next call asks again
+        else:
+            if found is not None and (unknown or found.get("status") not in _REFUSED):
+                return found
+            if not unknown:
+                yield from self._records.free(order)
                 raise error
-            raise FateUnknown(f"order {order.client_id} may be live: {_text(error)}") from error
-        return found
+        log.warning("order.fate_unknown", order=order.client_id, symbol=order.symbol, error=_text(error))
+        if not unknown:
+            raise error
+        self._records.unresolved[_text_of(asked)] = order.client_id
+        if isinstance(error, ccxt.NetworkError):
+            raise error
+        raise FateUnknown(f"order {order.client_id} may be live: {_text(error)}") from error
 
     def _placed(self, order: Order, answer: Any) -> Steps[Any]:
         """Record what a placed order shows, and return it. An order that does not rest is asked for its fill."""

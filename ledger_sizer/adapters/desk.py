@@ -16,10 +16,9 @@ from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Self, TypeVar, cast
 
 from ledger_sizer.adapters.bounded_calls import BoundedCalls, NoAnswer
+from ledger_sizer.adapters.connections import client_of, open_ledger
 from ledger_sizer.adapters.desk_calls import NOTHING, DeskCalls, DeskLedger
 from ledger_sizer.adapters.wishes import DenialMemory, Wish, log, without_floats
-from ledger_sizer.config import LedgerSettings
-from ledger_sizer.model.caller import DEFAULT_CLIENT
 from ledger_sizer.model.commands import Reserve
 from ledger_sizer.model.errors import InvalidRequest, Unavailable
 from ledger_sizer.model.names import portfolio_name
@@ -79,7 +78,7 @@ class Desk:
                 f"ledger must be a Ledger, a LedgerClient or a URL, got {ledger!r:.100}", field="ledger"
             )
         self.portfolio = portfolio_name(portfolio)
-        self.tags = tags_of(tags if tags is not None else {"bot": _client_of(ledger)})
+        self.tags = tags_of(tags if tags is not None else {"bot": client_of(ledger)})
         if not self.tags or "symbol" in self.tags or EXTERNAL_TAG in self.tags:
             raise InvalidRequest(
                 f"tags must name the bot, such as {{'bot': 'a'}}, without symbol and external, got {self.tags!r}",
@@ -93,7 +92,11 @@ class Desk:
         self._denials = DenialMemory(repeat_seconds, clock)
         self._calls = BoundedCalls(patience_seconds, "ledger-desk")
         self._at_ledger = DeskCalls(
-            lambda: _opened(ledger, api_key, patience_seconds),
+            lambda: (
+                open_ledger(ledger, api_key, patience_seconds)
+                if isinstance(ledger, str)
+                else cast("DeskLedger", ledger)
+            ),
             self.tags,
             self.portfolio,
             ttl_seconds=ttl_seconds,
@@ -219,38 +222,8 @@ class Desk:
             log.warning("desk.outage_ended")
 
 
-def _opened(
-    ledger: "Ledger | LedgerClient | str", api_key: "str | SecretStr | None", patience_seconds: float | None
-) -> DeskLedger:
-    if not isinstance(ledger, str):
-        return cast("DeskLedger", ledger)
-    if not _is_http(ledger):
-        from ledger_sizer.ledger.ledger import Ledger
-
-        return cast("DeskLedger", Ledger.open(ledger))
-    from ledger_sizer.client import LedgerClient
-    from ledger_sizer.client.retry import RetryPolicy
-
-    if patience_seconds is None:
-        return cast("DeskLedger", LedgerClient(ledger, api_key))
-    policy = RetryPolicy(give_up_seconds=patience_seconds)
-    return cast("DeskLedger", LedgerClient(ledger, api_key, timeout_seconds=patience_seconds, patience=policy))
-
-
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
-
-
-def _is_http(url: str) -> bool:
-    return url.startswith(("http://", "https://"))
-
-
-def _client_of(ledger: "Ledger | LedgerClient | str") -> str:
-    """Return the name of the ledger's client, the same at each start."""
-    if isinstance(ledger, str) and not _is_http(ledger):
-        return LedgerSettings().client or DEFAULT_CLIENT
-    caller = getattr(ledger, "caller", None)
-    return "desk" if caller is None else str(caller.client)
 
 
 def _text_of(error: Exception) -> str:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import ROUND_DOWN, Decimal
 from typing import Any
 
+from freqtrade.constants import NON_OPEN_EXCHANGE_STATES
 from freqtrade.exceptions import DependencyException, InvalidOrderException
 from freqtrade.persistence import Trade
 
@@ -36,7 +37,7 @@ _CLOCKS_SECONDS = 10
 _ROUNDED = Decimal("1e-10")
 
 _TRIM_MAX = Decimal("0.2")
-"""An order that would have to be lowered by more than this to fit its grant is not sent."""
+"""An order that would have to be lowered by more than this to fit its grant, slippage aside, is not sent."""
 
 
 @dataclass(slots=True, eq=False)
@@ -52,6 +53,7 @@ class _Entry:
     look_at: float = 0.0
     told: set[str] = field(default_factory=set)
     restored: bool = False
+    seen: bool = False
 
 
 class Entries:
@@ -82,10 +84,11 @@ class Entries:
 
     def _ask(self, pair: str, stake: float, least: float, leverage: float | None, *, new: bool) -> float:
         self.give_up(pair)
-        if not new:
-            # An order of this trade may have ended just now. What it leaves is to be free for the next.
+        if not new or self._has(pair):
+            # An order of this pair may have ended just now. What it leaves is to be free for the next.
             Trade.commit()
             self.settle()
+        if not new:
             leverage = book.leverage_of(pair)
         if leverage is None:
             log.error("%s: no entry, its leverage is not known", pair)
@@ -145,16 +148,17 @@ class Entries:
     def _fitting(self, entry: _Entry, order: dict[str, Any]) -> float:
         """Return the coins of an order, lowered where its price is rounded up or may slip beyond the grant."""
         with exact_arithmetic():
+            price = worst = Decimal(str(order["rate"]))
             if order["ordertype"] == "market":
-                price = Decimal(str(order["rate"])) * (1 + self._slippage)
+                worst = price * (1 + self._slippage)
             else:
-                price = Decimal(str(self._exchange.price_to_precision(entry.pair, order["rate"])))
-            amount, most = Decimal(str(order["amount"])), entry.granted / price
+                price = worst = Decimal(str(self._exchange.price_to_precision(entry.pair, order["rate"])))
+            amount, most = Decimal(str(order["amount"])), entry.granted / worst
             if amount < most * (1 - _ROUNDED):
                 return float(order["amount"])
             if amount <= most * (1 + _ROUNDED):  # a stake is a float: what it lost must not cost a whole step
                 return float(most)
-            if most < amount * (1 - _TRIM_MAX):
+            if entry.granted < amount * price * (1 - _TRIM_MAX):
                 self._end(entry)
                 raise DependencyException(
                     f"The ledger granted {entry.granted} USD, the order for {entry.pair} needs {amount * price}: "
@@ -189,7 +193,10 @@ class Entries:
         if not self.desk.settle(opened, resting | live):
             return False
         for entry in over:
-            self._end(entry)
+            # A fill counts for the oldest hold of its market, whichever order it is of. So beside another order that is
+            # out, the hold of the one that ended may be what covers the other.
+            if entry.stage == "asked" or entry.pair not in resting | live:
+                self._end(entry)
         return True
 
     def _is_over(self, entry: _Entry) -> bool:
@@ -203,7 +210,14 @@ class Entries:
         if entry.order_id is None:
             return left
         is_open = book.order_state(entry.pair, entry.order_id)
-        return left if is_open is None else not is_open
+        if is_open is not None:
+            entry.seen = True
+            return not is_open
+        if entry.seen:  # freqtrade deletes a trade whose only order was cancelled unfilled
+            return True
+        if left:  # what freqtrade does between the order and its database failed
+            entry.stage, entry.look_at = "lost", 0.0
+        return False
 
     def _look_for(self, entry: _Entry) -> None:
         """Look for a lost order at the exchange: freqtrade knows it, or it is not there, or it stays lost."""
@@ -211,6 +225,9 @@ class Entries:
         if sent is None:
             return
         entry.look_at = time.monotonic() + _LOOK_SECONDS
+        if entry.order_id is not None and self._ended_unfilled(entry):
+            entry.stage = "never arrived"
+            return
         begin = sent.since - timedelta(seconds=_CLOCKS_SECONDS)
         known = book.known_orders(entry.pair, sent.side, begin)
         if entry.restored:  # freqtrade may have written the order down just before the end
@@ -242,6 +259,14 @@ class Entries:
         if not alive:
             entry.stage = "never arrived"
 
+    def _ended_unfilled(self, entry: _Entry) -> bool:
+        """Whether the exchange says that the order of an entry ended without a fill."""
+        try:
+            order = self._exchange.fetch_order(entry.order_id, entry.pair)
+        except Exception:  # noqa: BLE001 - it is looked for in the list next
+            return False
+        return bool(order["status"] in NON_OPEN_EXCHANGE_STATES and not order.get("filled"))
+
     def _is_alike(self, sent: SentOrder, side: str, amount: float) -> bool:
         """Whether an order of this side and of so many coins may be the one that was sent."""
         coins = self._exchange.amount_to_contract_precision(sent.pair, sent.amount)
@@ -256,6 +281,10 @@ class Entries:
                 if entry.pair == pair and entry.thread == me and entry.stage == "asked":
                     return entry
         return None
+
+    def _has(self, pair: str) -> bool:
+        with self._lock:
+            return any(entry.pair == pair for entry in self._entries)
 
     def _end(self, entry: _Entry) -> None:
         """Forget an entry and free what is held of it. Its fills are with the ledger."""

@@ -30,11 +30,11 @@ from nautilus_trader.model.orders import Order, OrderList
 from nautilus_trader.trading.strategy import Strategy
 
 from ledger_sizer.adapters.bounded_calls import BoundedCalls, NoAnswer
-from ledger_sizer.adapters.desk import _opened
+from ledger_sizer.adapters.connections import open_ledger
 from ledger_sizer.adapters.nautilus_desk import Call, NotGranted, StrategyDesk
 from ledger_sizer.config import AppSettings
 from ledger_sizer.ledger.ledger import Ledger
-from ledger_sizer.model.errors import Busy, InvalidRequest, Unavailable
+from ledger_sizer.model.errors import Busy, InvalidRequest, LedgerError, Unavailable
 
 ENDPOINT = "LedgerSizer.ledger"
 """Where the strategies of a backtest ask for its ledger, on the engine's own message bus."""
@@ -93,7 +93,7 @@ class _LiveLedger:
     """
 
     def __init__(self, url: str, api_key: str | None, patience_seconds: float) -> None:
-        self._open: Callable[[], Any] = partial(_opened, url, api_key, patience_seconds)
+        self._open: Callable[[], Any] = partial(open_ledger, url, api_key, patience_seconds)
         self._ledger: Any = None
         self._calls = BoundedCalls(patience_seconds, "ledger-nautilus")
         self._away_until = 0.0
@@ -112,6 +112,10 @@ class _LiveLedger:
         except (Unavailable, Busy):
             self._away_until = time.monotonic() + _AWAY_SECONDS
             raise
+        except LedgerError:
+            raise
+        except Exception as error:  # a defect of the ledger must not stop a node that has positions
+            raise Unavailable(f"{type(error).__name__}: {error}") from error
 
     def close(self) -> None:
         """One strategy is done with it. The last one closes the ledger, after the calls that wait."""
@@ -119,7 +123,7 @@ class _LiveLedger:
         if self.users:
             return
         if self._ledger is not None:
-            with suppress(NoAnswer):
+            with suppress(NoAnswer, LedgerError):
                 self._calls.call(self._ledger.close)
         self._calls.close()
 

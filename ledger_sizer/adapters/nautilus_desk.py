@@ -135,6 +135,8 @@ class StrategyDesk:
 
     def _admitted(self, order: Order, position_id: PositionId | None) -> Out:
         instrument, price = self._strategy.cache.instrument(order.instrument_id), price_of(order, self._strategy.cache)
+        if instrument is None:
+            raise NotGranted(f"no instrument {order.instrument_id} is known")
         quantity: Decimal = order.quantity.as_decimal()
         if order.is_quote_quantity and price is not None:
             quantity = order_quantity(order, price)
@@ -148,12 +150,12 @@ class StrategyDesk:
         out.freed_usd = notional_usd(instrument, closing, closing_price)
         out.asked_usd = usd = self._cost(out, quantity, price, limited=order.has_price)
         if usd:
-            name, tags = str(order.client_order_id), self._tags_of(instrument)
-            out.hold = self._from_budget(order, usd)
-            out.hold = (
-                out.hold or self._reserve(name, usd, usd, until_known=True, tags=tags, reference=name).position_id
-            )
+            out.hold = self._from_budget(order, usd) or self._reserve_for(order, usd, self._tags_of(instrument))
         return out
+
+    def _reserve_for(self, order: Order, usd: Decimal, tags: dict[str, str]) -> str:
+        name = str(order.client_order_id)
+        return self._reserve(name, usd, usd, until_known=True, tags=tags, reference=name).position_id
 
     def _cost(self, out: Out, quantity: Decimal, price: Decimal, *, limited: bool) -> Decimal:
         """Return what an order adds to the strategy's exposure, USD. limited: a limit bounds its price."""
@@ -212,25 +214,18 @@ class StrategyDesk:
         """Tell the ledger what an event of one of the strategy's orders changes."""
         order, market = self._strategy.cache.order(event.client_order_id), event.instrument_id
         name = event.client_order_id if order is None else order.exec_spawn_id or order.client_order_id
-        out = self._view.out.get(name)
+        out, filled = self._view.out.get(name), isinstance(event, OrderFilled)
         ended = all(one.is_closed for one in self._view.orders_of(name))
-        effect = self._view.effect_of(event) if isinstance(event, OrderFilled) else None
-        if effect is None and (out is None or not ended):
+        if not filled and (out is None or not ended):
             return
-        if effect == "opens" and out is not None and out.hold is not None and self._is_exact(market):
-            self._tell_fill(out, name, event, ended)
-            effect = None if self._is_exact(market) else effect
-        elif effect == "turns" and self._behind_since_ns is None:
-            self._by_book.add(market)  # what was there is flat first, then the book is told
-            self._tell(partial(self._declare, market.venue, market))
+        told = self._tell_fill(out, name, event, ended) if filled else True
         if out is not None and ended:
             self._forget(name)
         if self._behind_since_ns is not None:
-            self._by_book.add(market)
             self.catch_up()
-        elif effect is not None or market in self._by_book:
+        elif not told or market in self._by_book:
             self._settle([market.venue])
-        if isinstance(event, OrderFilled):
+        if filled:
             self._check_exits(market)
 
     def _is_exact(self, market: InstrumentId) -> bool:
@@ -249,16 +244,32 @@ class StrategyDesk:
                 self._strategy.log.warning(f"{order.client_order_id} has nothing to close any more: {denied}")
                 self._strategy.cancel_order(order)
 
-    def _tell_fill(self, out: Out, name: ClientOrderId, fill: OrderFilled, ended: bool) -> None:
+    def _tell_fill(self, out: Out | None, name: ClientOrderId, fill: OrderFilled, ended: bool) -> bool:
+        """Tell what a fill opened, of its order's own hold where it has one. Return whether that is all it did."""
+        opened, market = self._view.opened_by(fill), fill.instrument_id
+        if not opened or out is None or not_countable(out.instrument) is not None:
+            return False
+        turns = out.closing > 0 or opened < fill.last_qty.as_decimal()
+        if self._behind_since_ns is not None or (not self._is_exact(market) and out.hold is not None):
+            return False
+        if out.hold is None and not turns:
+            return False
+        coins, price = coins_of(out.instrument, opened), fill.last_px.as_decimal()
+        if opened < fill.last_qty.as_decimal() and not self._tell(partial(self._declare, market.venue, market, coins)):
+            return False  # what was there is closed first
         filled, _ = filled_of(self._view.orders_of(name))
-        coins, price = coins_of(out.instrument, fill.last_qty.as_decimal()), fill.last_px.as_decimal()
-        request = {
-            "key": self._key(f"{name}/fill/{filled}"), "position_id": out.hold, "quantity": coins, "price": price,
-            "legs": None if out.told else _legs(out, coins, price), "rest": "free" if ended else "hold",
-        }  # fmt: skip
-        if self._tell(lambda: self._call(lambda ledger: ledger.confirm(**request))):
-            out.told = True
-            out.hold = None if ended else out.hold
+        request = {"key": self._key(f"{name}/fill/{filled}"), "quantity": coins, "price": price}
+        if out.hold is None:
+            request |= {"portfolio": self._portfolio, "tags": self._tags_of(out.instrument)}
+            request |= {"legs": _legs(out, coins, price), "note": f"{name} turned a position"}
+            return self._tell(lambda: self._call(lambda ledger: ledger.adopt(**request)))
+        request |= {"position_id": out.hold, "rest": "free" if ended else "hold"}
+        request |= {"legs": None if out.told else _legs(out, coins, price)}
+        if not self._tell(lambda: self._call(lambda ledger: ledger.confirm(**request))):
+            return False
+        out.told = True
+        out.hold = None if ended else out.hold
+        return True
 
     def _forget(self, name: ClientOrderId) -> None:
         """An order has ended: free what is still held for it."""
@@ -303,15 +314,16 @@ class StrategyDesk:
             self._behind_since_ns = None
             self._by_book &= {one.instrument.id for one in self._view.out.values()}
 
-    def _declare(self, venue: Venue, turned: InstrumentId | None = None) -> None:
-        """Declare the book of a venue. turned: a market that is told as flat, whatever is open there."""
+    def _declare(self, venue: Venue, market: InstrumentId | None = None, without: Decimal = ZERO) -> None:
+        """Declare the book of a venue. without: coins of a market that are told later."""
         tags = {**self._tags, "venue": str(venue).lower()}
-        book, resting = (
-            {**self._own_of(self._view.found(venue), tags), **self._view.book(venue)},
-            self._view.resting(venue),
-        )
-        if turned is not None:
-            book.pop(market_of(self._strategy.cache.instrument(turned)), None)
+        resting = self._view.resting(venue)
+        book = {**self._own_of(self._view.found(venue), tags), **self._view.book(venue)}
+        if market is not None:
+            name = market_of(self._strategy.cache.instrument(market))
+            coins, price, side = book.pop(name, (ZERO, ZERO, ""))
+            if coins > without:
+                book[name] = coins - without, price, side
         # Every order that is out is known, so that a hold without one, however young, is of no use.
         now = _EPOCH + timedelta(microseconds=self._strategy.clock.timestamp_ns() // 1000)
         self._call(lambda ledger: ledger.settle(tags, book, resting, self._portfolio, as_of=now))

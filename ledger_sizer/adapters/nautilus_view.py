@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any
 
 from nautilus_trader.model.enums import OrderSide
 from nautilus_trader.model.events import OrderFilled
@@ -23,9 +23,6 @@ from ledger_sizer.adapters.nautilus_orders import (
 
 _EXTERNAL = StrategyId("EXTERNAL")
 """Whom nautilus gives what it finds at an exchange and no strategy claims (`external_order_claims`)."""
-
-
-Effect = Literal["opens", "closes", "turns"]
 
 
 @dataclass(slots=True)
@@ -104,12 +101,16 @@ class StrategyView:
         price = min((Decimal(str(one.avg_px_open)) for one in against), default=ZERO)
         return min(quantity, max(has, ZERO)), price
 
-    def effect_of(self, fill: OrderFilled) -> Effect:
-        """Return what a fill, that nautilus has taken in, did to its position."""
-        position = self._strategy.cache.position(fill.position_id)
-        if position is None or position.last_event.last_qty != fill.last_qty:
-            return "turns"  # nautilus splits such a fill: one part closes, the other opens
-        return "opens" if position.is_open and position.side == OPEN_SIDE[fill.order_side] else "closes"
+    def opened_by(self, fill: OrderFilled) -> Decimal | None:
+        """Return how much of a fill, that nautilus has taken in, opened; the rest has closed. None: it is not known."""
+        position, filled = self._strategy.cache.position(fill.position_id), fill.last_qty.as_decimal()
+        if position is None:
+            return None
+        part = position.last_event.last_qty.as_decimal()
+        if part != filled:  # nautilus splits a fill that turns a position; a netted position has the part that opens
+            opened: Decimal = part if position.is_open else filled - part
+            return opened
+        return filled if position.is_open and position.side == OPEN_SIDE[fill.order_side] else ZERO
 
     def left_over(self, instrument_id: InstrumentId) -> list[tuple[Out, Order, Decimal]]:
         """Return the orders of a market that close less than they did when they were submitted, and how much less.
@@ -124,14 +125,11 @@ class StrategyView:
             closing = one.closing - filled_of(self.orders_of(name))[0]
             if closing <= 0 or order.parent_order_id in self.out:
                 continue
-            against = self._facing(order, one.position_id)
-            group = (one.side, one.position_id)
-            shared = (
-                taken.get(group, ZERO)
-                if not any(linked in self.out for linked in order.linked_order_ids or ())
-                else ZERO
-            )
-            can = min(closing, max(sum((had.quantity.as_decimal() for had in against), ZERO) - shared, ZERO))
+            has = sum((had.quantity.as_decimal() for had in self._facing(order, one.position_id)), ZERO)
+            group = one.side, one.position_id
+            if not any(linked in self.out for linked in order.linked_order_ids or ()):
+                has = max(has - taken.get(group, ZERO), ZERO)  # of linked ones only one can fill
+            can = min(closing, has)
             taken[group] = taken.get(group, ZERO) + can
             if can < closing:
                 found.append((one, order, closing - can))

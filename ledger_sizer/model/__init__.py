@@ -1,4 +1,4 @@
-"""The domain model: frozen types, without I/O.
+"""The domain model: frozen types, without I/O but for the reading of settings.
 
 units              Decimal <-> scaled integers, and all rounding of money
 errors             the error tree
@@ -21,6 +21,7 @@ commands           one type per verb, those of positions included
 caps               the limits of a portfolio's scopes, and the commands that bring them from one state to another
 scope_settings     what a scope may be set to
 decisions          decisions, their stored records, and the hash chain
+settings_sources   reads settings beside the variables of a bot
 exchange_account   settings of one account at one exchange
 account_activity   what happened in an account, and what it explains
 reconciliation     drifts, findings, policies, runs

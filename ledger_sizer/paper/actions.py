@@ -296,6 +296,8 @@ def _funding_rate(exchange: PaperExchange, _faults: Faults, form: Mapping[str, A
 def _fill(exchange: PaperExchange, _faults: Faults, form: Mapping[str, Any]) -> None:
     account = _account(exchange, form)
     order = exchange.order(account, str(form.get("order_id", "")))
+    if order.state != "open":
+        raise RequestRefused("unknown_order", f"order {order.id} is {order.state}")
     exchange.fill(account, order, decimal_of(form, "quantity") if "quantity" in form else order.quantity)
 
 

@@ -28,6 +28,7 @@ from ledger_sizer.paper.options import binance_options
 from ledger_sizer.paper.quotes import MAINTENANCE_RATE, TIER_NOTIONAL, liquidation_price
 from ledger_sizer.paper.tickers import binance_tickers
 from ledger_sizer.paper.told import binance_activity
+from ledger_sizer.paper.transfers import binance_transfers
 
 _CODES = {
     "key": (401, -2015, "Invalid API-key, IP, or permissions for action."),
@@ -102,8 +103,9 @@ class Binance:
             ("GET", "/fapi/v1/commissionRate"): self._commission_rate,
             ("GET", "/sapi/v1/asset/tradeFee"): self._trade_fees,
             ("GET", "/sapi/v1/capital/config/getall"): self._coins,
-            **BinanceOrders(exchange).routes,
+            **BinanceOrders(exchange, _refused).routes,
             **binance_activity(),
+            **binance_transfers(),
         }
 
     def account(self, request: ExchangeRequest) -> Account:
@@ -270,6 +272,11 @@ class Binance:
             "initialMargin": text_of(margin), "maintMargin": "0", "positionInitialMargin": text_of(margin),
             "openOrderInitialMargin": "0", "adl": 0, "bidNotional": "0", "askNotional": "0", "updateTime": now_ms(),
         }  # fmt: skip
+
+
+def _refused(refused: RequestRefused) -> dict[str, Any]:
+    _, code, message = _CODES[refused.reason]
+    return {"code": code, "msg": message}
 
 
 def _futures_wallet(request: ExchangeRequest) -> Literal["swap", "delivery"]:

@@ -4,7 +4,9 @@ A stop order of spot is an order like others; one of futures is an algo order, w
 an order when its price comes.
 """
 
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -28,10 +30,13 @@ def kind_of(request: ExchangeRequest) -> Literal["spot", "swap"]:
 
 
 class BinanceOrders:
-    """Binance's calls about orders. routes: handlers by (method, path)."""
+    """Binance's calls about orders. routes: handlers by (method, path).
 
-    def __init__(self, exchange: PaperExchange) -> None:
-        self._exchange = exchange
+    refused: code and message of an order that is not accepted, in a call about several.
+    """
+
+    def __init__(self, exchange: PaperExchange, refused: Callable[[RequestRefused], dict[str, Any]]) -> None:
+        self._exchange, self._refused = exchange, refused
         self.routes: dict[tuple[str, str], Handler] = {
             ("POST", "/api/v3/order/cancelReplace"): self._replace,
             ("PUT", "/fapi/v1/order"): self._change,
@@ -44,6 +49,8 @@ class BinanceOrders:
             ("DELETE", "/api/v3/openOrders"): self._cancel_all,
             ("DELETE", "/fapi/v1/allOpenOrders"): self._cancel_all,
             ("GET", "/fapi/v1/openOrder"): self._order,
+            ("POST", "/fapi/v1/batchOrders"): self._create_several,
+            ("DELETE", "/fapi/v1/batchOrders"): self._cancel_several,
         }
         for base in ("/api/v3", "/fapi/v1"):
             self.routes |= {
@@ -75,6 +82,28 @@ class BinanceOrders:
             isolated=kind == "swap" and account.is_isolated(market.symbol),
         )  # fmt: skip
         return _row(request)(order)
+
+    def _create_several(self, account: Account, request: ExchangeRequest) -> Any:
+        return self._several(account, request, self._create, json.loads(request.arguments.get("batchOrders", "[]")))
+
+    def _cancel_several(self, account: Account, request: ExchangeRequest) -> Any:
+        arguments = request.arguments
+        name = "orderId" if "orderidlist" in arguments else "origClientOrderId"
+        ids = json.loads(arguments.get("orderidlist", arguments.get("origClientOrderIdList", "[]")))
+        orders = [{"symbol": arguments.get("symbol"), name: str(one)} for one in ids]
+        return self._several(account, request, self._cancel, orders)
+
+    def _several(
+        self, account: Account, request: ExchangeRequest, act: Handler, orders: list[dict[str, Any]]
+    ) -> list[Any]:
+        """Do each order of a request by itself. An order that is not accepted is a row with code and message."""
+        rows = []
+        for item in orders:
+            try:
+                rows.append(act(account, replace(request, query="", body=json.dumps(item))))
+            except RequestRefused as refused:
+                rows.append(self._refused(refused))
+        return rows
 
     def _named(self, account: Account, request: ExchangeRequest) -> Order:
         arguments = request.arguments

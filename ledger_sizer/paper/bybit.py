@@ -25,6 +25,7 @@ from ledger_sizer.paper.options import bybit_options
 from ledger_sizer.paper.quotes import liquidation_price, whole
 from ledger_sizer.paper.tickers import bybit_tickers
 from ledger_sizer.paper.told import bybit_activity
+from ledger_sizer.paper.transfers import bybit_transfers
 
 PAGE_ROWS = 200
 """Maximum number of positions in one response."""
@@ -82,8 +83,9 @@ class Bybit:
             ("POST", "/v5/account/set-margin-mode"): self._set_margin_mode,
             ("GET", "/v5/account/fee-rate"): self._fee_rates,
             ("GET", "/v5/asset/coin/query-info"): self._coins,
-            **BybitOrders(exchange, _success, _category).routes,
+            **BybitOrders(exchange, _success, _category, _refused).routes,
             **bybit_activity(_success, _category),
+            **bybit_transfers(_success),
         }
 
     def account(self, request: ExchangeRequest) -> Account:
@@ -224,6 +226,11 @@ class Bybit:
 
 def _success(result: Any) -> dict[str, Any]:
     return {"retCode": 0, "retMsg": "OK", "result": result, "retExtInfo": {}, "time": now_ms()}
+
+
+def _refused(refused: RequestRefused) -> dict[str, Any]:
+    code, message = _CODES[refused.reason]
+    return {"code": code, "msg": f"{message} ({refused})"}
 
 
 def _category(market: Market) -> str:

@@ -1,13 +1,15 @@
 """Takes, lists, changes and cancels orders in Bybit's format, stop orders among them."""
 
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any, Literal
 
 from ledger_sizer.model.units import exact_arithmetic
 from ledger_sizer.paper.accounts import Account, Order, RequestRefused, Slot, Trigger
 from ledger_sizer.paper.exchange import PaperExchange
-from ledger_sizer.paper.http import ExchangeRequest, Handler, decimal_of, text_of
+from ledger_sizer.paper.http import ExchangeRequest, Handler, decimal_of, require_plain, text_of
 from ledger_sizer.paper.markets import Market
 from ledger_sizer.paper.quotes import limit_of, whole
 
@@ -18,23 +20,30 @@ _IN_FORCE = {"GTC": "GTC", "IOC": "IOC", "FOK": "FOK", "PostOnly": "PO"}
 
 
 class BybitOrders:
-    """Bybit's calls about orders. routes: handlers by (method, path)."""
+    """Bybit's calls about orders. routes: handlers by (method, path).
+
+    refused: code and message of an order that is not accepted, in a call about several.
+    """
 
     def __init__(
-        self, exchange: PaperExchange, success: Callable[[Any], Any], category_of: Callable[[Market], str]
-    ) -> None:
-        self._exchange, self._success, self._category_of = exchange, success, category_of
+        self, exchange: PaperExchange, success: Callable[[Any], Any], category_of: Callable[[Market], str],
+        refused: Callable[[RequestRefused], dict[str, Any]],
+    ) -> None:  # fmt: skip
+        self._exchange, self._success, self._category_of, self._refused = exchange, success, category_of, refused
         self.routes: Mapping[tuple[str, str], Handler] = {
             ("POST", "/v5/order/create"): self._create,
             ("POST", "/v5/order/cancel"): self._cancel,
             ("POST", "/v5/order/cancel-all"): self._cancel_all,
             ("POST", "/v5/order/amend"): self._amend,
+            ("POST", "/v5/order/create-batch"): lambda account, request: self._several(account, request, self._create),
+            ("POST", "/v5/order/cancel-batch"): lambda account, request: self._several(account, request, self._cancel),
             ("GET", "/v5/order/realtime"): self._realtime,
             ("GET", "/v5/order/history"): self._history,
         }
 
     def _create(self, account: Account, request: ExchangeRequest) -> Any:
         arguments = request.arguments
+        require_plain(arguments, "stopLoss", "takeProfit", "trailingStop")
         kind: Literal["spot", "swap"] = "spot" if arguments.get("category") == "spot" else "swap"
         market = self._exchange.market(str(arguments.get("symbol")), kind)
         side: Literal["buy", "sell"] = "buy" if arguments.get("side") == "Buy" else "sell"
@@ -54,6 +63,20 @@ class BybitOrders:
             isolated=kind == "swap" and account.is_isolated(market.symbol),
         )  # fmt: skip
         return self._success({"orderId": order.id, "orderLinkId": order.client_id})
+
+    def _several(self, account: Account, request: ExchangeRequest, act: Handler) -> Any:
+        """Do each order of a request by itself: what became of it is told beside its row."""
+        document, rows, codes = request.document, [], []
+        for item in document.get("request", []):
+            one = replace(request, body=json.dumps({"category": document.get("category"), **item}))
+            names = {name: str(item.get(name, "")) for name in ("symbol", "orderId", "orderLinkId")}
+            try:
+                rows.append({**names, **act(account, one)["result"]})
+                codes.append({"code": 0, "msg": "OK"})
+            except RequestRefused as refused:
+                rows.append(names)
+                codes.append(self._refused(refused))
+        return {**self._success({"list": rows}), "retExtInfo": {"list": codes}}
 
     def _named(self, account: Account, request: ExchangeRequest) -> Order:
         order = self._exchange.order(account, request.arguments.get("orderId"), request.arguments.get("orderLinkId"))

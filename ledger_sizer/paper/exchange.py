@@ -301,17 +301,27 @@ class PaperExchange:
             self.fill(account, order, order.quantity - order.filled)
 
     def start(self, account: Account, order: Order) -> None:
-        """Turn a stop order into the order that it holds. It ends when it may only reduce, and nothing is left."""
+        """Turn a stop order into the order that it holds."""
         order.triggered, order.updated_ms = True, now_ms()
-        if order.reduce_only and order.market.kind == "swap":
-            held = account.book(isolated=order.isolated).get((order.market.symbol, order.slot))
+        self._fit(account, order)
+
+    def _fit(self, account: Account, order: Order) -> None:
+        """Make an order that may only reduce no larger than its position; it ends when there is nothing to reduce."""
+        if not order.reduce_only or order.market.kind != "swap":
+            return
+        held = account.book(isolated=order.isolated).get((order.market.symbol, order.slot))
+        with exact_arithmetic():
             try:
-                order.quantity = self._reducible_quantity(order.market, held, order.side, order.quantity)
+                left = self._reducible_quantity(order.market, held, order.side, order.quantity - order.filled)
+                order.quantity = order.filled + left
             except RequestRefused:
                 self.cancel(order)
 
     def fill(self, account: Account, order: Order, quantity: Decimal) -> None:
         """Fill `quantity` base units of an order, at most what is left of it: at the present price, or at its limit."""
+        self._fit(account, order)
+        if order.state != "open":
+            return
         price = self.prices[order.market.base]
         if order.price is not None and not self._is_reached(order):
             price = order.price

@@ -99,6 +99,13 @@ def decimal_of(arguments: Mapping[str, Any], name: str) -> Decimal:
     return value
 
 
+def require_plain(arguments: Mapping[str, Any], *names: str) -> None:
+    """Refuse an order that carries what is not simulated, such as a stop loss of its own. Raises `RequestRefused`."""
+    for name in names:
+        if arguments.get(name):
+            raise RequestRefused("bad_request", f"{name} is not simulated: place a stop order beside the order")
+
+
 def text_of(value: Decimal) -> str:
     """Format a number as exchanges do: no exponent, at most 18 decimals."""
     return decimal_text(value if value == value.to_integral_value() else round(value, 18))

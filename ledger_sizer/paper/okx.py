@@ -28,6 +28,7 @@ from ledger_sizer.paper.options import okx_options
 from ledger_sizer.paper.quotes import liquidation_price
 from ledger_sizer.paper.tickers import okx_tickers
 from ledger_sizer.paper.told import okx_activity
+from ledger_sizer.paper.transfers import okx_transfers
 
 _CODES = {
     "key": (401, "50111", "Invalid OK-ACCESS-KEY"),
@@ -86,6 +87,7 @@ class Okx:
             ("GET", "/api/v5/asset/currencies"): self._currencies,
             **OkxOrders(exchange, _success, _type, _refused_row).routes,
             **okx_activity(_success, _type),
+            **okx_transfers(_success),
         }
 
     def account(self, request: ExchangeRequest) -> Account:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ledger_sizer.model.units import exact_arithmetic
 from ledger_sizer.paper.accounts import LEVERAGE, Account, Order, RequestRefused, Side, Slot, Trigger
 from ledger_sizer.paper.exchange import PaperExchange
-from ledger_sizer.paper.http import ExchangeRequest, Handler, contracts, decimal_of, text_of
+from ledger_sizer.paper.http import ExchangeRequest, Handler, contracts, decimal_of, require_plain, text_of
 from ledger_sizer.paper.markets import Market
 from ledger_sizer.paper.quotes import limit_of, whole
 
@@ -84,6 +84,7 @@ class OkxOrders:
         self, account: Account, arguments: Mapping[str, Any], price: Decimal | None, trigger: Trigger | None, *,
         client_id: str, in_force: str,
     ) -> Order:  # fmt: skip
+        require_plain(arguments, "attachAlgoOrds")
         instrument = str(arguments.get("instId"))
         kind: Literal["spot", "swap"] = "spot" if instrument.count("-") == 1 else "swap"
         market = self._exchange.market(instrument, kind)
@@ -153,9 +154,10 @@ class OkxOrders:
     # --- algo orders -----------------------------------------------------------------------------
 
     def _place_algo(self, account: Account, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        label = next((label for label, (name, _) in _TRIGGERS.items() if arguments.get(name)), None)
-        if label is None:
-            raise RequestRefused("bad_request", "an algo order needs a trigger price")
+        labels = [label for label, (name, _) in _TRIGGERS.items() if arguments.get(name)]
+        if len(labels) != 1:
+            raise RequestRefused("bad_request", "an algo order needs one trigger price, and two are not simulated")
+        (label,) = labels
         trigger_name, limit_name = _TRIGGERS[label]
         start, limit = decimal_of(arguments, trigger_name), decimal_of(arguments, limit_name)
         market_id = str(arguments.get("instId"))

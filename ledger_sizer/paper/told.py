@@ -51,13 +51,14 @@ def _size(market: Market, quantity: Decimal) -> str:
 
 # --- Binance ---------------------------------------------------------------------------------------
 
-_BINANCE_WALLETS = {
+BINANCE_WALLETS: Mapping[str, str] = {
     "spot": "MAIN",
     "swap": "UMFUTURE",
     "delivery": "CMFUTURE",
     "margin": "MARGIN",
     "funding": "FUNDING",
 }
+"""How a transfer names the wallets."""
 
 
 def binance_activity() -> Routes:
@@ -121,7 +122,7 @@ def _binance_transfers(account: Account, request: ExchangeRequest) -> Any:
     wanted = request.arguments.get("type")
     rows = [
         {"asset": one.asset, "amount": text_of(abs(one.quantity)), "status": "CONFIRMED", "tranId": one.id,
-         "type": f"{_BINANCE_WALLETS[one.source]}_{_BINANCE_WALLETS[one.target]}", "timestamp": one.time_ms}
+         "type": f"{BINANCE_WALLETS[one.source]}_{BINANCE_WALLETS[one.target]}", "timestamp": one.time_ms}
         for one in _movements(account, request, "startTime", "transfer", "asset")
     ]  # fmt: skip
     found = [row for row in rows if row["type"] == wanted]

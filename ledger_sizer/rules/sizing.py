@@ -10,12 +10,11 @@ Pure: no database, no clock, no logging. The ledger's rules and a backtest call 
 All arithmetic is exact Decimal. Quantities round down.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import lru_cache
 from operator import itemgetter
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple
 
 from ledger_sizer.model.arguments import checked_flag, checked_score
 from ledger_sizer.model.choices import Side
@@ -34,59 +33,7 @@ from ledger_sizer.model.units import (
     usd_floor_e8,
 )
 from ledger_sizer.rules.leg_sizing import Match, match_legs
-
-T = TypeVar("T")
-
-
-class TradingLike(Protocol):
-    """`TradingSettings`, or settings of a bot's own with its field."""
-
-    @property
-    def max_position_size_usd(self) -> Decimal:
-        """Most one position may cost, USD."""
-
-
-class DynamicSizingLike(Protocol):
-    """`DynamicSizingSettings`, or settings of a bot's own with its fields."""
-
-    @property
-    def enabled(self) -> bool:
-        """Whether the score scales the budget."""
-
-    @property
-    def min_allocation_fraction(self) -> Decimal:
-        """Fraction of the maximum at score 0."""
-
-    @property
-    def max_allocation_fraction(self) -> Decimal:
-        """Fraction of the maximum at score 1."""
-
-    @property
-    def max_portfolio_exposure(self) -> Decimal:
-        """Cap, USD."""
-
-
-class MatchingSizer(Protocol):
-    """`PositionSizer`, or a sizer of a bot's own in its place."""
-
-    def calculate_matching_quantity(
-        self,
-        *,
-        price: Decimal,
-        available_balance: Decimal,
-        spot_instrument: InstrumentLike,
-        perp_instrument: InstrumentLike,
-    ) -> Decimal | None:
-        """Return a quantity both legs accept, in base units; None where nothing valid fits."""
-
-
-def _setting(settings: object, name: str, check: Callable[[object, str], T]) -> T:
-    """Return a checked field of a settings object of any class."""
-    if not hasattr(settings, name):
-        raise InvalidRequest(
-            f"the settings ({type(settings).__name__}) have no {name}; give them that field", field=name
-        )
-    return check(getattr(settings, name), name)
+from ledger_sizer.rules.sizing_objects import DynamicSizingLike, MatchingSizer, TradingLike, setting_of
 
 
 def round_to_step(value: Decimal, step: Decimal) -> Decimal:
@@ -106,15 +53,15 @@ class SizingPolicy:
     @classmethod
     def of(cls, settings: DynamicSizingLike, max_position_size_usd: Decimal) -> "SizingPolicy":
         """Build the policy from the settings. Raises `InvalidRequest` for a field that is missing or out of range."""
-        least = _setting(settings, "min_allocation_fraction", checked_score)
-        most = _setting(settings, "max_allocation_fraction", checked_score)
+        least = setting_of(settings, "min_allocation_fraction", checked_score)
+        most = setting_of(settings, "max_allocation_fraction", checked_score)
         if least > most:
             raise InvalidRequest(
                 f"min_allocation_fraction {shown(least)} is above max_allocation_fraction {shown(most)}",
                 field="min_allocation_fraction",
             )
         maximum = positive(max_position_size_usd, "max_position_size_usd")
-        return cls(_setting(settings, "enabled", checked_flag), least, most, maximum)
+        return cls(setting_of(settings, "enabled", checked_flag), least, most, maximum)
 
     def fraction(self, signal_score: Decimal | None) -> Decimal:
         """Return the fraction of the per-position maximum for a checked score; 1 for flat sizing or no score."""
@@ -196,7 +143,7 @@ class PositionSizer:
     """
 
     def __init__(self, settings: TradingLike) -> None:
-        self.max_position_size_usd = _setting(settings, "max_position_size_usd", positive)
+        self.max_position_size_usd = setting_of(settings, "max_position_size_usd", positive)
 
     def calculate_quantity(
         self, price: Decimal, available_balance: Decimal, instrument: InstrumentLike
@@ -289,7 +236,7 @@ class DynamicSizer:
             )
         self._position_sizer = position_sizer
         self._policy = SizingPolicy.of(settings, max_position_size_usd)
-        self._cap = _setting(settings, "max_portfolio_exposure", not_negative)
+        self._cap = setting_of(settings, "max_portfolio_exposure", not_negative)
 
     def compute_signal_budget(self, signal_score: Decimal | None, current_exposure: Decimal) -> Decimal | None:
         """Return min(max_position_size_usd x fraction, cap - current_exposure) in USD; None when nothing is left.

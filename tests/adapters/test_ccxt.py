@@ -148,6 +148,29 @@ async def test_order_when_the_exchange_refuses_it_then_the_money_is_free_at_once
     assert here.figures()[0] == 0
 
 
+async def test_order_when_ccxt_sends_it_twice_then_the_refused_duplicate_is_no_refusal(at: Open) -> None:
+    here = at()
+    exchange = here.open()
+    exchange.load_markets()
+    exchange.options["maxRetriesOnFailure"] = 1
+    here.control.fault("lost_answer", "order/create", seconds=0.05)
+    order = exchange.create_order(SPOT, "market", "buy", 0.01)
+    assert order["id"] == here.orders[0].id
+    assert here.figures() == (0, 500)
+
+
+@pytest.mark.parametrize("face", FACES)
+async def test_order_when_refused_while_another_error_is_handled_then_it_is_a_refusal(at: Open, face: str) -> None:
+    here = at()
+    exchange = here.open(face)
+    try:
+        raise ccxt.RequestTimeout("of something else")
+    except ccxt.RequestTimeout:
+        with pytest.raises(ccxt.InvalidOrder):
+            await done(exchange.create_order(SPOT, "limit", "buy", 0.00002, 50000))
+    assert here.figures() == (0, 0)
+
+
 @pytest.mark.parametrize("face", FACES)
 async def test_order_when_the_ledger_is_away_then_nothing_opens_and_what_closes_passes(at: Open, face: str) -> None:
     here = at()

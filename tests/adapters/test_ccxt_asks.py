@@ -14,7 +14,7 @@ import ccxt
 import pytest
 
 from ledger_sizer import InvalidRequest, Ledger
-from ledger_sizer.adapters.ccxt import OrderDenied, client_order_id
+from ledger_sizer.adapters.ccxt import DeskExchange, OrderDenied, client_order_id
 from tests.support.ccxt_desks import CAP, FACES, At, done
 from tests.support.paper_clients import PERP, SPOT
 
@@ -110,3 +110,11 @@ def test_client_order_id_when_made_then_it_keeps_every_exchanges_rules() -> None
     assert len(client_order_id("gate", "a")) == 28
     assert int(client_order_id("dydx", "a")) < 2**32
     assert int(client_order_id("woo", "a")) < 2**63
+
+
+def test_open_when_no_tags_are_given_then_the_bot_is_the_ledgers_client(at: Open) -> None:
+    here = at()
+    exchange = DeskExchange(here.open()._exchange, here.ledger)
+    exchange.create_order(SPOT, "market", "buy", 0.001)
+    (position,) = here.ledger.positions(state="open", tags={"bot": "embedded"})
+    assert position.quantity

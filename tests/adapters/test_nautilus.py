@@ -20,9 +20,9 @@ from nautilus_trader.model.identifiers import ExecAlgorithmId
 from nautilus_trader.model.orders import LimitOrder
 from nautilus_trader.test_kit.providers import TestInstrumentProvider
 
-from ledger_sizer import InvalidRequest, Ledger, Unavailable
+from ledger_sizer import InvalidRequest, Ledger
 from ledger_sizer.adapters.nautilus import ENDPOINT, DeskConfig, ledger_of
-from tests.support.nautilus_engines import BTCUSDT, BUY, SELL, Scripted, engine_of, found_open
+from tests.support.nautilus_engines import BTCUSDT, BUY, SELL, Gate, Scripted, engine_of, found_open
 
 
 def run(steps: Mapping[int, Any], *, ticks: int = 10, cap: int = 1500, **engine: Any) -> tuple[Scripted, Ledger]:
@@ -216,6 +216,22 @@ def test_modify_when_an_exit_outgrows_its_position_then_the_rest_is_asked() -> N
     assert held_and_open(ledger) == (110, Decimal("500.05"))
 
 
+@pytest.mark.parametrize(("cap", "held"), [(700, 550), (501, 0)], ids=["granted", "cancelled"])
+def test_exit_when_its_position_is_closed_by_another_order_then_it_is_asked_for_or_cancelled(
+    cap: int, held: int
+) -> None:
+    strategy, ledger = run(
+        {
+            0: lambda s: s.market(BUY, "0.05"),
+            1: lambda s: s.limit(SELL, "0.05", 11_000),  # not reduce-only: it would open a short position
+            2: lambda s: s.close_all_positions(BTCUSDT.id),
+        },
+        cap=cap,
+    )
+    assert len(strategy.cache.orders_open(strategy_id=strategy.id)) == (1 if held else 0)
+    assert held_and_open(ledger) == (held, 0)
+
+
 @pytest.mark.parametrize(
     "order",
     [
@@ -315,19 +331,6 @@ def test_order_when_emulated_then_it_is_held_from_its_submission() -> None:
         engine.run()
     assert seen == [(950, 0)]
     assert held_and_open(ledger) == (0, Decimal("940.1"))
-
-
-class Gate:
-    """The ledger behind a line that can be cut."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
-        self.cut = False
-
-    def __getattr__(self, name: str) -> Any:
-        if self.cut:
-            raise Unavailable("the line is cut")
-        return getattr(self.ledger, name)
 
 
 def test_ledger_when_away_then_entries_are_denied_closes_pass_and_the_book_is_told_later() -> None:

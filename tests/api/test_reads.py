@@ -158,16 +158,18 @@ def test_look_when_parameter_is_wrong_then_422_that_names_it(service: Running, p
 
 @pytest.mark.parametrize(
     "path",
-    [
-        "/v1/positions/main-99",
-        "/v1/positions?portfolio=x",
-        "/v1/decisions/main/99",
-        "/v1/decisions?portfolio=x",
-        "/v1/portfolios/x/exposure",
-    ],
-)
+    ["/v1/positions/main-99", "/v1/decisions/main/99", "/v1/decisions/x/1", "/v1/portfolios/x/exposure?as_of=1",
+     "/v1/overview?portfolio=x"],
+)  # fmt: skip
 def test_look_when_there_is_no_such_thing_then_404(service: Running, path: str) -> None:
     assert (service.http.get(path).status_code, service.http.get(path).json()["code"]) == (404, "not_found")
+
+
+def test_look_when_nobody_used_the_portfolio_yet_then_it_is_empty(service: Running) -> None:
+    looks = [service.http.get(f"/v1/{path}").json() for path in ("positions?portfolio=x", "decisions?portfolio=x")]
+    assert looks == [{"items": [], "cursor": None}] * 2
+    found = service.http.get("/v1/portfolios/x/exposure").json()
+    assert (found["seq"], found["scopes"][0]["cap"], len(found["scopes"])) == (0, "5000", 1)
 
 
 def test_read_exposure_when_scopes_were_used_then_each_has_its_row(service: Running) -> None:

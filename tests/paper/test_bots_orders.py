@@ -42,10 +42,19 @@ def bot_at(module: Any, server: PaperServer, control: PaperControl) -> Any:
     return getattr(module, control.venue)({**credentials, **ccxt_config(control.venue, server.url)})
 
 
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, Any]:
+    """Return a client of each venue with its markets, filled as they are needed."""
+    return {}
+
+
 @pytest.fixture
-def bot(server: PaperServer, control: PaperControl) -> Any:
+def bot(server: PaperServer, control: PaperControl, loaded: dict[str, Any]) -> Any:
     client = bot_at(ccxt, server, control)
-    client.load_markets()
+    if control.venue not in loaded:
+        client.load_markets()
+        loaded[control.venue] = client
+    client.set_markets_from_exchange(loaded[control.venue])
     return client
 
 
@@ -91,6 +100,8 @@ def test_limit_order_when_it_rests_is_partly_filled_and_cancelled_then_every_lis
     assert [(trade["order"], trade["amount"], trade["price"]) for trade in trades] == [(placed["id"], half, 48_000)]
     with pytest.raises(ccxt.OrderNotFound):
         bot.cancel_order(placed["id"], symbol)
+    with pytest.raises(ValueError, match="canceled"):
+        control.fill(placed["id"])
 
 
 def test_order_when_the_answer_is_lost_then_the_client_order_id_finds_it(
@@ -145,13 +156,17 @@ def test_stop_loss_on_exchange_when_it_is_cancelled_or_too_high_then_nothing_is_
     assert [trade["side"] for trade in bot.fetch_my_trades(symbol)] == ["buy"]
 
 
-def test_stop_loss_on_exchange_when_the_position_is_closed_before_then_it_ends_unfilled(
+def test_reduce_only_orders_when_the_position_is_closed_before_then_they_end_unfilled(
     bot: Any, control: PaperControl
 ) -> None:
-    amount = amount_of(bot, PERP, 0.02)
+    amount, half = amount_of(bot, PERP, 0.02), amount_of(bot, PERP, 0.01)
     bot.create_order(PERP, "market", "buy", amount)
     bot.create_order(PERP, "market", "sell", amount, None, {"stopLossPrice": 47_000, "reduceOnly": True})
-    bot.create_order(PERP, "market", "sell", amount, None, {"reduceOnly": True})
+    exit_order = bot.create_order(PERP, "limit", "sell", amount, 52_000, {"reduceOnly": True})
+    bot.create_order(PERP, "market", "sell", half, None, {"reduceOnly": True})
+    control.price("BTC", D(53_000))
+    assert bot.fetch_order(exit_order["id"], PERP, KNOWN)["filled"] == half, "what was left, and no short position"
+    assert state(control)["positions"] == []
     control.price("BTC", D(40_000))
     assert (state(control)["positions"], state(control)["open_orders"]) == ([], [])
 
@@ -256,3 +271,35 @@ def test_funding_when_it_was_paid_then_the_history_of_payments_tells_it(bot: Any
     # ccxt hands on Bybit's fee, which is above 0 when it was paid.
     amount = 0.75 if bot.id == "bybit" else -0.75
     assert [(one["symbol"], one["amount"]) for one in bot.fetch_funding_history(PERP, since)] == [(PERP, amount)]
+
+
+def test_orders_when_several_are_placed_and_cancelled_in_one_call_then_each_has_its_own_answer(
+    bot: Any, control: PaperControl
+) -> None:
+    amount = amount_of(bot, PERP, 0.02)
+    order = {"symbol": PERP, "type": "limit", "side": "buy", "price": 45_000}
+    answers = bot.create_orders([{**order, "amount": amount}, {**order, "amount": amount * 100_000_000}])
+    (placed,) = state(control)["orders"]
+    assert {answer["status"] for answer in answers if answer["id"] != placed["id"]} == {"rejected"}
+    assert len(answers) == 2
+    bot.cancel_orders([placed["id"]], PERP)
+    assert state(control)["orders"] == []
+
+
+def test_transfer_when_a_bot_moves_money_then_the_other_wallet_has_it(bot: Any, control: PaperControl) -> None:
+    trading = "unified" if bot.id == "bybit" else "spot"
+    bot.transfer("USDT", 1_000, trading, "funding")
+    assert D(state(control)["wallets"]["spot"]["USDT"]) == 99_000
+    assert D(state(control)["wallets"]["funding"]["USDT"]) == 1_000
+    with pytest.raises(ccxt.ExchangeError):
+        bot.transfer("USDT", 5_000, "funding", trading)
+
+
+def test_order_when_it_carries_a_stop_loss_of_its_own_then_it_is_refused(bot: Any, control: PaperControl) -> None:
+    if bot.id == "binance":
+        pytest.skip("Binance's orders carry none")
+    with pytest.raises(ccxt.ExchangeError):
+        bot.create_order(
+            PERP, "limit", "buy", amount_of(bot, PERP, 0.02), 45_000, {"stopLoss": {"triggerPrice": 40_000}}
+        )
+    assert state(control)["orders"] == []

@@ -261,3 +261,14 @@ def test_sum_up_when_an_open_position_holds_more_then_what_filled_is_open_and_th
     plain = PlainHold(frozenset({account}), frozenset({"BTC"}), D(300), "main-1", until_known=False)
     assert side.holds_without_legs == [plain] * holds
     assert side.holds == [(account, (market,), D(300))] * holds
+
+
+@pytest.mark.parametrize("symbol", ["BTC", "BTC/USDT", PERP])
+def test_reconcile_when_a_hold_names_its_market_by_a_tag_then_a_fill_in_it_is_in_flight(
+    opened: NewDesk, symbol: str
+) -> None:
+    desk = opened(confirmations=1)
+    desk.ledger.reserve(key="spot", tags={"venue": "bybit", "symbol": symbol}, amount_usd=D(500), ttl_seconds=500)
+    desk.account.shows(short("0.02"), BTC="0.03")
+    assert {drift.kind for drift in desk.run().live} <= {"legs_unequal"}, "the hedge's coins are not told apart"
+    assert not desk.ledger.exposure("main").whole.frozen

@@ -8,7 +8,7 @@ from decimal import Decimal
 import pytest
 from sqlalchemy import text
 
-from ledger_sizer import Leg, NotFound
+from ledger_sizer import Leg
 from ledger_sizer.exchanges.snapshot import VenuePosition
 from ledger_sizer.model.reconciliation import Drift
 from ledger_sizer.reconcile.listings import list_drifts
@@ -151,8 +151,7 @@ def test_net_when_only_the_exchange_has_it_then_it_is_counted_and_marked(new_des
     assert (eth.asset, eth.net, eth.external, eth.shown, eth.naked_usd) == ("ETH", 2, 2, 2, 4000)
     assert eth.accounts[0].external == 2
     assert [one.external for one in desk.ledger.net("*").assets] == [2], "the desk is all portfolios"
-    with pytest.raises(NotFound):
-        desk.ledger.net("nobody")
+    assert desk.ledger.net("nobody").assets == ()
 
 
 @pytest.mark.one_engine

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from freqtrade.enums import RunMode
 from freqtrade.freqtradebot import FreqtradeBot
 from freqtrade.persistence import Trade
 
+from ledger_sizer import Ledger
 from ledger_sizer.paper import PaperServer
 from ledger_sizer.paper.client_config import ccxt_config
 
@@ -86,3 +88,23 @@ def running(config: dict[str, Any]) -> Iterator[FreqtradeBot]:
     finally:
         bot.cleanup()
         Trade.session.remove()
+
+
+def orders(venue: PaperServer, state: str | None = None) -> list[Any]:
+    """Return the orders at the exchange."""
+    account = venue.venues.dialects[VENUE].exchange.accounts["paper"]
+    return [order for order in account.orders.values() if state in (None, order.state)]
+
+
+def held(ledger: Ledger) -> Decimal:
+    return ledger.exposure().whole.held
+
+
+def opened(ledger: Ledger) -> Decimal:
+    return ledger.exposure().whole.open
+
+
+def loops(bot: FreqtradeBot, times: int = 3) -> None:
+    """Run the bot's loop: it enters, then it sees the fill, then it declares it."""
+    for _ in range(times):
+        bot.process()

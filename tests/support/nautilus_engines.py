@@ -20,6 +20,7 @@ from nautilus_trader.model.objects import Money
 from nautilus_trader.model.position import Position
 from nautilus_trader.test_kit.providers import TestInstrumentProvider
 
+from ledger_sizer import Ledger, Unavailable
 from ledger_sizer.adapters.nautilus import DeskStrategy
 
 BTCUSDT = TestInstrumentProvider.btcusdt_perp_binance()
@@ -76,6 +77,19 @@ class Scripted(DeskStrategy):
     def denials(self) -> list[str]:
         """Reasons of the orders that were denied."""
         return [event.reason for event in self.heard if type(event).__name__ == "OrderDenied"]
+
+
+class Gate:
+    """The ledger behind a line that can be cut."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.cut = False
+
+    def __getattr__(self, name: str) -> Any:
+        if self.cut:
+            raise Unavailable("the line is cut")
+        return getattr(self.ledger, name)
 
 
 @contextmanager

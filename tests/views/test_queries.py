@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import logging
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
 from ledger_sizer import (
-    AppSettings,
     Decision,
     Denied,
-    DynamicSizingSettings,
     InvalidRequest,
     Ledger,
-    LedgerSettings,
     NotFound,
     Page,
     Position,
@@ -53,41 +50,6 @@ def test_read_exposure_when_several_scopes_count_then_the_whole_comes_first_and_
     assert rows["venue=okx"] == (700, 650, 0, 50, "active")
     unused = exposure.scope("venue=nobody")
     assert (unused.cap, unused.exposure, unused.overage, unused.headroom) == (None, 0, 0, None)
-
-
-def _reads(ledger: Ledger) -> list[Any]:
-    return [ledger.exposure, ledger.exposure_page, ledger.history, ledger.positions, ledger.net, ledger.export]
-
-
-@pytest.mark.settings(AppSettings(sizing=DynamicSizingSettings(max_portfolio_exposure=D(70))))
-@pytest.mark.parametrize("portfolio", ["main", "nobody"])
-def test_read_when_nobody_used_the_portfolio_yet_then_it_is_empty(ledger: Ledger, portfolio: str) -> None:
-    found = ledger.exposure(portfolio)
-    assert (found.seq, found.cap, found.headroom, found.held, found.open, found.status) == (0, 70, 70, 0, 0, "active")
-    assert ledger.exposure(portfolio, as_of=datetime(2026, 1, 1, tzinfo=UTC)) == found
-    assert ledger.exposure_page(portfolio).exposure == found
-    assert [len(read(portfolio)) for read in (ledger.history, ledger.positions)] == [0, 0]
-    assert b"".join(ledger.export(portfolio)) == b""
-    assert ledger.net(portfolio).assets == ()
-    assert ledger.portfolios() == [], "a read begins none"
-    missing = [
-        lambda: ledger.exposure(portfolio, as_of=1), lambda: ledger.decision(1, portfolio),
-        lambda: ledger.explain(1, portfolio), lambda: ledger.position(f"{portfolio}-1"),
-        lambda: ledger.verify(portfolio), lambda: ledger.heads(portfolio), lambda: ledger.sweep(portfolio),
-    ]  # fmt: skip
-    for read in missing:
-        with pytest.raises(NotFound, match=portfolio):
-            read()
-
-
-@pytest.mark.settings(AppSettings(ledger=LedgerSettings(portfolios="declared")))
-def test_read_when_portfolios_are_declared_then_another_name_is_an_error(ledger: Ledger) -> None:
-    ledger.set_cap(key="1", cap=D(7))
-    assert ledger.exposure().cap == 7
-    for read in _reads(ledger):
-        with pytest.raises(NotFound, match="no portfolio 'mian'"):
-            list(read("mian"))
-    assert ledger.lookup("1", "mian") is None
 
 
 @pytest.mark.parametrize("portfolio", ["", "a b", "-x", "x" * 65, "a/b", 7])

@@ -1,0 +1,1 @@
+"""Tests of `DeskMixin` in the real freqtrade bot, trading at the paper venue."""
