@@ -35,7 +35,10 @@ def router(service: ServiceContext) -> APIRouter:
         """
         asked = (await parse_body(request, SETTLE_BODY)).to_request(portfolio)
         require_portfolio_access(caller, asked.portfolio)
-        decisions = await service.deadline.wait_for(service.ledger.run_settle_async(asked))
+        settling = service.ledger.settle_async(
+            asked.tags, asked.book, asked.resting, asked.portfolio, as_of=asked.as_of, reference=asked.reference
+        )
+        decisions = await service.deadline.wait_for(settling)
         return json_response({"items": [decision_to_json(one, full=parameters.full) for one in decisions]})
 
     return routes

@@ -259,7 +259,7 @@ class LedgerClient(_BaseClient, Verbs, HoldMethod):
 
 
 class AsyncLedgerClient(_BaseClient, AwaitableVerbs):
-    """Async `LedgerClient`: the same method names; the verbs, `run`, `submit` and `hold` also as `..._async`.
+    """Async `LedgerClient`: the same method names; what `Ledger` has as `..._async` also under that name.
 
         async with AsyncLedgerClient("https://ledger.example", api_key=...) as ledger:
             decision = await ledger.reserve(key="cycle-17/BTC", signal_score=Decimal("0.9"))
@@ -287,22 +287,22 @@ class AsyncLedgerClient(_BaseClient, AwaitableVerbs):
 
     run = run_async = _async_method(endpoints.run)
     submit = submit_async = _async_method(endpoints.submit)
-    portfolios = _async_method(endpoints.portfolios)
-    exposure = _async_method(endpoints.exposure)
-    exposure_page = _async_method(endpoints.exposure_page)
-    heads = _async_method(endpoints.heads)
-    position = _async_method(endpoints.position)
-    positions = _async_method(endpoints.positions)
-    history = _async_method(endpoints.history)
-    lookup = _async_method(endpoints.lookup)
-    desk_status = _async_method(endpoints.desk_status)
-    decision = _async_method(endpoints.decision)
-    overview = _async_method(endpoints.overview)
-    net = _async_method(endpoints.net)
-    explain = _async_method(endpoints.explain)
-    verify = _async_method(audit.verify)
+    portfolios = portfolios_async = _async_method(endpoints.portfolios)
+    exposure = exposure_async = _async_method(endpoints.exposure)
+    exposure_page = exposure_page_async = _async_method(endpoints.exposure_page)
+    heads = heads_async = _async_method(endpoints.heads)
+    position = position_async = _async_method(endpoints.position)
+    positions = positions_async = _async_method(endpoints.positions)
+    history = history_async = _async_method(endpoints.history)
+    lookup = lookup_async = _async_method(endpoints.lookup)
+    desk_status = desk_status_async = _async_method(endpoints.desk_status)
+    decision = decision_async = _async_method(endpoints.decision)
+    overview = overview_async = _async_method(endpoints.overview)
+    net = net_async = _async_method(endpoints.net)
+    explain = explain_async = _async_method(endpoints.explain)
+    verify = verify_async = _async_method(audit.verify)
     sweep = _async_method(audit.sweep)
-    export = _async_stream(audit.export)
+    export = export_async = _async_stream(audit.export)
     settle = settle_async = _async_method(audit.settle)
     release_all = release_all_async = _async_method(audit.release_all)
     reconciliations = _async_method(reconciliation.reconciliations)

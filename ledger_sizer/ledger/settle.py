@@ -69,10 +69,7 @@ class SettleMethods:
         reference: str | None = None,
     ) -> list[Decision]:
         """Async `settle`."""
-        return await self.run_settle_async(Settle(tags, book, resting, portfolio, as_of, reference))
-
-    async def run_settle_async(self, request: Settle) -> list[Decision]:
-        """`settle` with a request object."""
+        request = Settle(tags, book, resting, portfolio, as_of, reference)
         return _decisions(await self._writer.submit_async(self._settle_group(request)))
 
     def _settle_group(self, request: Settle) -> Group:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from ledger_sizer.config import TradingSettings
 from ledger_sizer.exchanges.known_markets import MARKETS, VENUES, Market
 from ledger_sizer.model.instruments import InstrumentInfo
-from ledger_sizer.rules.sizing import PositionSizer, TradingSettings, round_to_step
+from ledger_sizer.rules.sizing import PositionSizer, round_to_step
 from tests.support.market_histories import shared_data
 
 

@@ -52,5 +52,5 @@ def test_serve_when_a_coin_has_another_name_then_every_face_shows_its_net_and_on
         for sample in ('net_usd{asset="NEW",portfolio="main"} 200.0', 'naked_usd{asset="NEW",portfolio="main"} 200.0',
                        "net_left_out 0.0"):  # fmt: skip
             assert f"ledger_{sample}" in metrics
-        assert service.http.get("/v1/portfolios/nobody/net").status_code == 404
+        assert service.http.get("/v1/portfolios/nobody/net").json()["assets"] == []
     desk.close()
