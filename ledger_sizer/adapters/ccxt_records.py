@@ -119,7 +119,8 @@ class OrderRecords:
             told = yield OnLedger("lookup", (_close_key(client_id, part), self._portfolio))
             if told is None:
                 break
-            order.told, order.parts = order.told + (told.quantity or _NOTHING), part + 1
+            with exact_arithmetic():
+                order.told, order.parts = order.told + (told.quantity or _NOTHING), part + 1
         self.orders[client_id] = order
         return order
 

@@ -22,6 +22,7 @@ from freqtrade.enums import RunMode, TradingMode
 from freqtrade.exceptions import ConfigurationError
 from freqtrade.strategy import IStrategy
 
+from ledger_sizer.adapters.connections import open_ledger
 from ledger_sizer.adapters.desk import Desk
 from ledger_sizer.adapters.freqtrade_entries import Entries
 from ledger_sizer.adapters.freqtrade_settings import DeskSettings
@@ -91,18 +92,8 @@ class DeskMixin:
 def _require_usable(settings: DeskSettings) -> None:
     """Raise what makes this ledger of no use for ever, such as a wrong key. One that is away may come back."""
     try:
-        if settings.url.startswith(("http://", "https://")):
-            from ledger_sizer.client import LedgerClient
-            from ledger_sizer.client.retry import RetryPolicy
-
-            patience = RetryPolicy(give_up_seconds=2)
-            with LedgerClient(settings.url, settings.api_key, timeout_seconds=2, patience=patience) as client:
-                client.exposure(settings.portfolio)
-        else:
-            from ledger_sizer.ledger.ledger import Ledger
-
-            with Ledger.open(settings.url) as ledger:
-                ledger.exposure(settings.portfolio)
+        with open_ledger(settings.url, settings.api_key, patience_seconds=2) as ledger:
+            ledger.exposure(settings.portfolio)
     except Unavailable as error:
         log.warning("The ledger at %s is away, no entries until it answers: %s", settings.shown_url, error)
 

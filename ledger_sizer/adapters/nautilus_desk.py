@@ -41,7 +41,7 @@ from ledger_sizer.model.choices import Side
 from ledger_sizer.model.errors import Forbidden, InvalidRequest, LedgerError, NotFound, WrongState
 from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.market_names import parse_symbol
-from ledger_sizer.model.units import decimal_text
+from ledger_sizer.model.units import decimal_text, exact_arithmetic
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _RETRY_NS = 5_000_000_000
@@ -110,7 +110,8 @@ class StrategyDesk:
         """Hold what an order that is out costs more than was asked for it, or raise `NotGranted`."""
         if usd <= out.asked_usd:
             return
-        more = usd - out.asked_usd
+        with exact_arithmetic():
+            more = usd - out.asked_usd
         self._wishes += 1
         key = f"{order.client_order_id}/{self._strategy.clock.timestamp_ns()}/{self._wishes}"
         exact = out.hold is not None and self._is_exact(out.instrument.id)
@@ -159,9 +160,10 @@ class StrategyDesk:
 
     def _cost(self, out: Out, quantity: Decimal, price: Decimal, *, limited: bool) -> Decimal:
         """Return what an order adds to the strategy's exposure, USD. limited: a limit bounds its price."""
-        usd = notional_usd(out.instrument, max(quantity - out.closing, ZERO), price)
-        usd = usd if limited else above(usd, self._slippage)
-        return max(usd - out.freed_usd, ZERO)  # an order that turns a position closes it first
+        with exact_arithmetic():
+            usd = notional_usd(out.instrument, max(quantity - out.closing, ZERO), price)
+            usd = usd if limited else above(usd, self._slippage)
+            return max(usd - out.freed_usd, ZERO)  # an order that turns a position closes it first
 
     def _from_budget(self, order: Order, usd: Decimal) -> str | None:
         """Return the hold of this market's budget for an order that costs no more; None where it is to be asked for."""
@@ -235,8 +237,9 @@ class StrategyDesk:
     def _check_exits(self, market: InstrumentId) -> None:
         """Ask for exits whose position another order has closed: they open one. Cancel those that are not granted."""
         for out, order, opens in self._view.left_over(market):
-            out.freed_usd = part_of(out.freed_usd, out.closing - opens, out.closing)
-            out.closing -= opens
+            with exact_arithmetic():
+                out.freed_usd = part_of(out.freed_usd, out.closing - opens, out.closing)
+                out.closing -= opens
             price = price_of(order, self._strategy.cache) or ZERO
             try:
                 self._ask_more(out, order, self._cost(out, out.quantity, price, limited=order.has_price))
@@ -323,7 +326,8 @@ class StrategyDesk:
             name = market_of(self._strategy.cache.instrument(market))
             coins, price, side = book.pop(name, (ZERO, ZERO, ""))
             if coins > without:
-                book[name] = coins - without, price, side
+                with exact_arithmetic():
+                    book[name] = coins - without, price, side
         # Every order that is out is known, so that a hold without one, however young, is of no use.
         now = _EPOCH + timedelta(microseconds=self._strategy.clock.timestamp_ns() // 1000)
         self._call(lambda ledger: ledger.settle(tags, book, resting, self._portfolio, as_of=now))
@@ -333,7 +337,8 @@ class StrategyDesk:
         own: Book = {}
         for market, (coins, price, side) in found.items():
             page = self._call(methodcaller("positions", self._portfolio, state="open", tags={**tags, "symbol": market}))
-            has = sum([one.quantity for one in page.items if one.quantity is not None], ZERO)
+            with exact_arithmetic():
+                has = sum([one.quantity for one in page.items if one.quantity is not None], ZERO)
             if has:
                 own[market] = min(has, coins), price, side
         return own

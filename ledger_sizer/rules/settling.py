@@ -129,7 +129,11 @@ def _market_of(position: Position, known: set[str]) -> str:
 
 
 class _Market:
-    """The steps for one market, or for one position that is named by its id."""
+    """The steps for one market, or for one position that is named by its id.
+
+    Figures are worked out in exact arithmetic before a step is yielded: between two steps the caller's own decimal
+    context must be back.
+    """
 
     def __init__(
         self, state: PortfolioState, task: SettleTask, name: str, numbers: Sequence[int], as_of_us: int
@@ -153,7 +157,7 @@ class _Market:
             yield from self._fills(more, price)
         yield from self._holds()
         if more < 0:
-            yield from self._closes(-more)
+            yield from self._closes(more.copy_abs())
 
     def _positions(self) -> list[Position]:
         """Return the live positions as they are now."""
@@ -175,25 +179,34 @@ class _Market:
         if number is not None:
             yield self._fill_by_id(number, more, price)
             return
+        shares, rest = self._shares(more, price)
+        for position, filled in shares:
+            yield self._confirm(position, filled, price)
+        if rest > 0:
+            yield self._adopt(rest, price)
+
+    def _shares(self, more: Decimal, price: Decimal) -> tuple[list[tuple[Position, Decimal]], Decimal]:
+        """Return what of `more` each hold explains, the oldest first, and what none of them does."""
         holds = [position for position in self._positions() if position.pending]
         plain = [position for position in holds if position.unfilled is None]
-        for position in holds:
-            # A budget that names no coins takes whatever its order filled: its price may have moved.
-            last = bool(plain) and position is plain[-1]
-            room = more if last else _room(position, price)
-            filled = min(more, room)
-            if filled > 0:
-                more -= filled
-                yield self._confirm(position, filled, price)
-        if more > 0:
-            yield self._adopt(more, price)
+        shares = []
+        with exact_arithmetic():
+            for position in holds:
+                # A budget that names no coins takes whatever its order filled: its price may have moved.
+                last = bool(plain) and position is plain[-1]
+                filled = more if last else min(more, _room(position, price))
+                if filled > 0:
+                    more -= filled
+                    shares.append((position, filled))
+        return shares, more
 
     def _confirm(self, position: Position, quantity: Decimal, price: Decimal) -> Step:
         legs = None
         if not position.legs and not _open_quantity(position):
             leg = self._leg(position.tags, quantity, price)
             legs = None if leg is None else [leg]
-        target = decimal_text(_open_quantity(position) + quantity)
+        with exact_arithmetic():
+            target = decimal_text(_open_quantity(position) + quantity)
         rest: Rest | None = "hold" if self._stays(position) else None
         return self._step(
             position, target,
@@ -208,9 +221,10 @@ class _Market:
         root = self._state.positions[number]
         entries = [root, *[self._state.positions[late] for late in self._state.late_fills.get(number, ())]]
         known = [filled_so_far(entry) for entry in entries]
-        filled = sum([quantity for quantity, _ in known], _ZERO) + more
-        cost = sum([cost for _, cost in known], _ZERO) + more * price
-        average = price if filled == more else (cost / filled).quantize(_PRICE_STEP)
+        with exact_arithmetic():
+            filled = sum([quantity for quantity, _ in known], _ZERO) + more
+            cost = sum([cost for _, cost in known], _ZERO) + more * price
+            average = price if filled == more else (cost / filled).quantize(_PRICE_STEP)
         keeps = any(self._stays(entry) for entry in entries if entry.pending)
         return self._step(
             root, decimal_text(filled),
@@ -254,16 +268,18 @@ class _Market:
 
     def _closes(self, less: Decimal) -> Iterator[Step]:
         """Yield closes of what is open beyond the book, the oldest first."""
-        for position in self._positions():
-            opened = _open_quantity(position)
-            newer = self._task.request.as_of is not None and position.opened_us > self._as_of_us
-            closing = min(opened, less)
-            if closing > 0 and not newer:
-                less -= closing
-                command = Release(
-                    key=_KEY, position_id=position.position_id, quantity=closing, reference=self._reference
-                )
-                yield self._step(position, decimal_text(opened - closing), command)
+        closes = []
+        with exact_arithmetic():
+            for position in self._positions():
+                opened = _open_quantity(position)
+                newer = self._task.request.as_of is not None and position.opened_us > self._as_of_us
+                closing = min(opened, less)
+                if closing > 0 and not newer:
+                    less -= closing
+                    closes.append((position, closing, decimal_text(opened - closing)))
+        for position, closing, left in closes:
+            command = Release(key=_KEY, position_id=position.position_id, quantity=closing, reference=self._reference)
+            yield self._step(position, left, command)
 
     def _stays(self, position: Position) -> bool:
         """Whether the hold stays: an order of it rests, or it was granted after the book was read."""
@@ -284,5 +300,4 @@ def _room(position: Position, price: Decimal) -> Decimal:
     """Return the coins that the hold's orders may still fill: those that were granted, or what its USD buy."""
     if position.unfilled is not None:
         return position.unfilled
-    with exact_arithmetic():
-        return (usd(position.held_e8) / price).quantize(_PRICE_STEP)
+    return (usd(position.held_e8) / price).quantize(_PRICE_STEP)

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from ledger_sizer import Decision, InstrumentInfo, InvalidRequest, Ledger, Leg, LegPlan, NotFound
+from ledger_sizer.model.units import exact_arithmetic
 from tests.support.clock import FakeClock
+from tests.support.decimal_contexts import HOSTILE, hostile
 from tests.support.ledgers import assert_verified, figures, position_of
 
 D = Decimal
@@ -260,3 +262,24 @@ async def test_settle_async_when_awaited_then_it_is_the_same(ledger: Ledger, clo
     (made,) = await ledger.settle_async(BOT, {BTC: (D(1), D(10))}, as_of=as_of, reference="loop 7")
     assert made.reference == "loop 7"
     assert await ledger.settle_async(BOT, {BTC: (D(1), D(10))}) == []
+
+
+@pytest.mark.parametrize("context", HOSTILE)
+def test_settle_when_the_thread_has_another_decimal_context_then_the_figures_are_exact(
+    ledger: Ledger, clock: FakeClock, context: str
+) -> None:
+    first, second = hold(ledger, "1"), hold(ledger, "2")
+    ledger.confirm(key="fill", position_id=first, quantity=D("0.12345678"), price=D("100.25"), rest="hold")
+    pair = position_of(hedge(ledger, "3"))
+    more, pairs = D("0.123456789012345678901234567891"), D("0.0123456789")
+    with hostile(context):
+        ledger.settle(BOT, {BTC: (more, D("100.25")), pair: (pairs, D("50000.123"))})
+    with exact_arithmetic():
+        assert sum(quantity or 0 for name, (quantity, _) in open_of(ledger).items() if name != pair) == more
+    assert open_of(ledger)[pair] == (pairs, D("50000.123"))
+    clock.advance(61)
+    with hostile(context):
+        ledger.settle(BOT, {BTC: (D("0.02345678"), D("100.25")), pair: (D("0.0023456789"), D("50000.123"))})
+    assert (ledger.position(first).quantity, ledger.position(second).state) == (D("0.02345678"), "released")
+    assert open_of(ledger)[pair][0] == D("0.0023456789")
+    assert_verified(ledger)
