@@ -281,7 +281,7 @@ def test_serve_when_an_account_is_configured_then_rules_are_loaded_and_clients_r
     monkeypatch.setenv("EXCHANGE_API_SECRET", "paper-secret")
     with serving(database_url, jobs=True) as service, LedgerClient(service.url) as client:
         engine = create_engine(database_url)
-        eventually(lambda: list_rules(engine), seconds=30)
+        eventually(lambda: list_rules(engine), seconds=90)
         engine.dispose()
         decision = client.reserve(key="1", **BY_NAME)
         assert decision.quantity == D("0.02")
