@@ -68,6 +68,12 @@ def scopes_as_of(
     return end.seq, totals.scopes(end)
 
 
+def require_moment(moment: AsOf) -> None:
+    """Raise `InvalidRequest` for what is neither a seq nor an aware datetime."""
+    _until_us(moment)
+    _seq(moment)
+
+
 def _until_us(moment: AsOf) -> int | None:
     return to_us(moment, "as_of") + 1 if isinstance(moment, datetime) else None
 

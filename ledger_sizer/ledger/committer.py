@@ -141,11 +141,12 @@ class Committer:
     def _answer_batch(self, groups: Sequence[Group], draft: Draft | None) -> list[Answer]:
         """Store the draft; without one, or where that fails, decide, store and retry.
 
-        A group about the desk gets a batch of its own: it waits for all other writes, which may wait for this one.
+        A group about the desk gets a batch of its own: it waits for all other writes, which may wait for this one. So
+        does a settle: what is loaded for it is what its book is about.
         """
         if draft is None:
-            if len(groups) > 1 and any(map(_is_about_desk, groups)):
-                apart = [list(part) for _, part in groupby(groups, lambda one: _is_about_desk(one) and id(one))]
+            if len(groups) > 1 and any(map(_stands_alone, groups)):
+                apart = [list(part) for _, part in groupby(groups, lambda one: _stands_alone(one) and id(one))]
                 return [answer for part in apart for answer in self._answer_batch(part, None)]
             with self._decide_lock:
                 return self._answer_with_retries(groups, None, None)
@@ -307,8 +308,8 @@ class Committer:
         return InternalError(f"{told}: {str(error).strip()}", told=f"{told}; the log says why")
 
 
-def _is_about_desk(group: Group) -> bool:
-    return any(command.portfolio == DESK for command in group.commands)
+def _stands_alone(group: Group) -> bool:
+    return group.settle is not None or any(command.portfolio == DESK for command in group.commands)
 
 
 def _log_defects(results: Sequence[Sequence[Result]]) -> None:

@@ -18,7 +18,7 @@ from ledger_sizer.ledger.writer import (
     LoopFuture,
     answer_batch,
     require_process,
-    set_result,
+    set_results,
 )
 from ledger_sizer.model.decisions import Result
 from ledger_sizer.model.errors import Busy, Closed, LedgerError
@@ -50,7 +50,8 @@ class InlineWriter:
     @property
     def pending(self) -> int:
         """Groups that are not answered yet."""
-        return int(self._answering) + sum(map(len, self._outboxes.values()))
+        loops = [loop for ref in self._outboxes.keyrefs() if (loop := ref()) is not None]  # others change it meanwhile
+        return int(self._answering) + sum([len(self._outboxes.get(loop, ())) for loop in loops])
 
     def require_own_process(self) -> None:
         """Raise `Closed` in a forked child."""
@@ -83,9 +84,7 @@ class InlineWriter:
             answers = self._answers([group for group, _ in waiting])
         except LedgerError as error:
             answers = [error] * len(waiting)
-        for (_, future), answer in zip(waiting, answers, strict=True):
-            if not future.done():
-                set_result(future, answer)
+        set_results([(future, answer) for (_, future), answer in zip(waiting, answers, strict=True)])
 
     def _answers(self, groups: Sequence[Group]) -> list[Answer]:
         require_process(self._pid)  # before the lock, which another thread may have held at the fork

@@ -376,24 +376,24 @@ def _deliver(batch: Sequence[_QueuedGroup], answers: Sequence[Answer]) -> None:
     by_loop: dict[asyncio.AbstractEventLoop, list[tuple[LoopFuture, Answer]]] = {}
     for queued, answer in zip(batch, answers, strict=True):
         if isinstance(queued.future, Future):
-            set_result(queued.future, answer)
+            _set_result(queued.future, answer)
         elif queued.loop is not None:
             by_loop.setdefault(queued.loop, []).append((queued.future, answer))
     for loop, settled in by_loop.items():
         try:
-            loop.call_soon_threadsafe(_set_results, settled)
+            loop.call_soon_threadsafe(set_results, settled)
         except RuntimeError:
             log.warning("ledger.loop_gone", answers=len(settled))
 
 
-def _set_results(settled: list[tuple[LoopFuture, Answer]]) -> None:
+def set_results(settled: list[tuple[LoopFuture, Answer]]) -> None:
+    """Give the futures of one event loop their answers. A cancelled one gets none."""
     for future, answer in settled:
         if not future.done():
-            set_result(future, answer)
+            _set_result(future, answer)
 
 
-def set_result(future: "Future[list[Result]] | LoopFuture", answer: Answer) -> None:
-    """Give a future its answer."""
+def _set_result(future: "Future[list[Result]] | LoopFuture", answer: Answer) -> None:
     if isinstance(answer, LedgerError):
         future.set_exception(answer)
     else:

@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from ledger_sizer.model.choices import Rest
+from ledger_sizer.model.command_base import SYSTEM_KEY_PREFIX
 from ledger_sizer.model.commands import Adopt, Confirm, Extend, Fill, Release
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.errors import InvalidRequest, NotFound
@@ -23,6 +24,8 @@ from ledger_sizer.rules.state import PortfolioState
 
 _KEY = "settle"
 """Stands for the key while the command is made: its real one is the ledger's own (see `Step`)."""
+
+_OWN_KEY = f"{SYSTEM_KEY_PREFIX}settle:"
 
 _FLAT = BookEntry(Decimal(0), Decimal(0))
 _ZERO = Decimal(0)
@@ -175,7 +178,7 @@ class _Market:
 
     def _fills(self, more: Decimal, price: Decimal) -> Iterator[Step]:
         """Yield fills of the holds, and a position for what none of them explains."""
-        number = self._task.numbers.get(self._name)
+        number = _number_in(self._name, self._task.request.portfolio)
         if number is not None:
             yield self._fill_by_id(number, more, price)
             return
@@ -242,7 +245,7 @@ class _Market:
             legs=None if leg is None else [leg], note="settle", reference=self._reference,
         )  # fmt: skip
         last = self._state.last_seq
-        return Step(f"ledger:settle:{last + 1}:{last}:{decimal_text(quantity)}", command)
+        return Step(f"{_OWN_KEY}{last + 1}:{last}:{decimal_text(quantity)}", command)
 
     def _leg(self, tags: Tags, quantity: Decimal, price: Decimal) -> Leg | None:
         """Return the leg of this market, where its name and the one venue of the tags say which it is."""
@@ -289,7 +292,7 @@ class _Market:
         return position.opened_us > self._as_of_us or position.number in self._state.granted_lately
 
     def _step(self, position: Position, target: str, command: SettleCommand) -> Step:
-        return Step(f"ledger:settle:{position.number}:{position.updated_seq}:{target}", command)
+        return Step(f"{_OWN_KEY}{position.number}:{position.updated_seq}:{target}", command)
 
 
 def _open_quantity(position: Position) -> Decimal:

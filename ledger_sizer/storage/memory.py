@@ -235,9 +235,12 @@ class MemoryStore:
             changed = self._changed
             for book in changed:
                 execute_statements(connection, changes_of(book))
-            connection.execute("COMMIT")
-            for book in changed:
-                book.mark_stored()
+            try:
+                connection.execute("COMMIT")
+            finally:
+                if not connection.in_transaction:  # also where Ctrl-C came as the commit ended
+                    for book in changed:
+                        book.mark_stored()
 
     @property
     def _changed(self) -> list[_Book]:

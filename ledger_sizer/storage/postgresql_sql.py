@@ -15,6 +15,7 @@ from ledger_sizer.rules.state import CLOCK_STEP_US_MAX
 from ledger_sizer.storage.tables import (
     DESK_ID,
     NO_DESK,
+    OF_A_CALLER,
     PENDING,
     SHARED,
     DecisionRow,
@@ -91,9 +92,9 @@ BY_TAGS = (
 )
 """Live positions that may have all the tags of a `tag_filter`."""
 
-GRANTED_LATELY = """SELECT DISTINCT position FROM decisions WHERE portfolio_id = %(id)s AND seq > COALESCE((
+GRANTED_LATELY = f"""SELECT DISTINCT position FROM decisions WHERE portfolio_id = %(id)s AND seq > COALESCE((
     SELECT seq FROM decisions WHERE portfolio_id = %(id)s AND decided_us <= %(as_of_us)s ORDER BY seq DESC LIMIT 1
-), 0) AND command IN ('reserve', 'extend') AND outcome = 'granted' AND left(key, 7) <> 'ledger:'
+), 0) AND command IN ('reserve', 'extend') AND outcome = 'granted' AND {OF_A_CALLER}
     AND position = ANY(%(numbers)s::bigint[])"""
 
 _NAMED_SCOPES = (

@@ -24,7 +24,7 @@ from ledger_sizer.storage.sqlite_sql import (
     execute_statements,
     fits_batch_statement,
 )
-from ledger_sizer.storage.tables import PENDING, SHARED
+from ledger_sizer.storage.tables import OF_A_CALLER, PENDING, SHARED
 from ledger_sizer.storage.write_store import (
     DECISION_COLUMNS,
     POSITION_COLUMNS,
@@ -58,7 +58,7 @@ _BY_TAGS = " UNION ALL ".join(
 _GRANTED_LATELY = (
     "SELECT DISTINCT position FROM decisions WHERE portfolio_id = ?1 AND seq > COALESCE((SELECT seq FROM decisions "
     "WHERE portfolio_id = ?1 AND decided_us <= ?2 ORDER BY seq DESC LIMIT 1), 0) "
-    "AND command IN ('reserve', 'extend') AND outcome = 'granted' AND substr(key, 1, 7) <> 'ledger:' "
+    f"AND command IN ('reserve', 'extend') AND outcome = 'granted' AND {OF_A_CALLER} "
     "AND position IN (SELECT value FROM json_each(?3))"
 )
 _EXPIRED = f"{_POSITIONS} AND {PENDING} AND expires_us <= ? ORDER BY expires_us, number LIMIT ?"

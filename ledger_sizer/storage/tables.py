@@ -11,6 +11,7 @@ quantities are exact decimal text, structures are canonical JSON text.
 from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
+from ledger_sizer.model.command_base import SYSTEM_KEY_PREFIX
 from ledger_sizer.storage.table_base import Base, Key, index_where
 
 
@@ -85,6 +86,9 @@ class ScopeRow(Base):
 
 PENDING = "state IN ('held', 'open') AND expires_us IS NOT NULL"
 """SQL of `Position.pending`. A database uses the index of expiries only if a statement repeats this condition."""
+
+OF_A_CALLER = f"substr(key, 1, {len(SYSTEM_KEY_PREFIX)}) <> '{SYSTEM_KEY_PREFIX}'"
+"""SQL of a decision whose key is a caller's, not the ledger's own."""
 
 _ENDED = "state IN ('closed', 'expired')"
 _LIVE_ORIGIN = "origin IS NOT NULL AND state IN ('held', 'open')"

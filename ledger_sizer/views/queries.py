@@ -6,7 +6,7 @@ from typing import Any, Unpack
 from sqlalchemy import ColumnElement, Connection, Engine, Select, exists, func, select, text, tuple_
 
 from ledger_sizer.history.archive_files import ArchiveFiles, manifests
-from ledger_sizer.history.as_of import AsOf, scopes_as_of
+from ledger_sizer.history.as_of import AsOf, require_moment, scopes_as_of
 from ledger_sizer.history.history import Filters, History, own_key
 from ledger_sizer.model.arguments import label_text
 from ledger_sizer.model.caller import Caller
@@ -113,10 +113,12 @@ class Queries:
     def _scopes_as_of(self, portfolio: str, as_of: AsOf) -> tuple[int, list[ScopeState]]:
         with read_transaction(self._engine) as connection:
             owner = portfolio_id(connection, portfolio_name(portfolio))
-            if owner is None and not isinstance(as_of, int):
-                return 0, [self._unused(portfolio)]
-            owner = self._require(connection, portfolio) if owner is None else owner
-            return scopes_as_of(connection, owner, portfolio, as_of, self._files)
+            if owner is not None:
+                return scopes_as_of(connection, owner, portfolio, as_of, self._files)
+        require_moment(as_of)
+        if isinstance(as_of, int):
+            raise no_portfolio(portfolio)  # it has no decision of this seq
+        return 0, [self._unused(portfolio)]
 
     def exposure_page(
         self,

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import sqlite3
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -17,7 +21,7 @@ from ledger_sizer import Closed, KeyReused, Ledger, LedgerSettings, Reserve
 from ledger_sizer.config import AppSettings
 from ledger_sizer.rules.batch import Group
 from tests.support.clock import FakeClock
-from tests.support.ledgers import TAGS
+from tests.support.ledgers import TAGS, assert_verified
 
 D = Decimal
 
@@ -197,6 +201,48 @@ def test_write_when_a_call_was_interrupted_in_the_middle_then_its_outcome_is_who
         assert (settled.granted, settled.replayed) == (True, True)
     assert (memory.exposure().held, memory.exposure().seq) == (30, 3)
     assert memory.verify().ok
+
+
+class InterruptedConnection(sqlite3.Connection):
+    """Sends Ctrl-C as a COMMIT ends, once it is armed."""
+
+    armed = False
+
+    def execute(self, sql: str, *given: Any) -> sqlite3.Cursor:
+        cursor = super().execute(sql, *given)
+        if sql == "COMMIT" and InterruptedConnection.armed:
+            InterruptedConnection.armed = False
+            os.kill(os.getpid(), signal.SIGINT)
+        return cursor
+
+
+def test_read_when_ctrl_c_comes_as_its_commit_ends_then_later_reads_work(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=InterruptedConnection))
+    with Ledger.in_memory(clock=clock) as ledger:
+        for number in range(2):
+            ledger.reserve(key=f"{number}", amount_usd=D(10))
+            InterruptedConnection.armed = True
+            with pytest.raises(KeyboardInterrupt):
+                ledger.exposure()
+        ledger.reserve(key="2", amount_usd=D(10))
+        assert (ledger.exposure().held, ledger.verify().ok) == (30, True)
+
+
+async def test_settle_when_bots_settle_in_one_tick_of_a_loop_then_each_finds_what_it_has(memory: Ledger) -> None:
+    a, b = {"BTC/USDT": (D("0.01"), D(50_000))}, {"ETH/USDT": (D(1), D(5))}
+    memory.set_cap(key="cap", scope="bot=a", cap=D(600))
+    memory.settle({"bot": "a"}, a)
+    again, _, adopted = await asyncio.gather(
+        memory.settle_async({"bot": "a"}, a),
+        memory.reserve_async(key="x", tags={"bot": "a"}, amount_usd=D(1)),
+        memory.settle_async({"bot": "b"}, b),
+    )
+    assert (again, [one.command for one in adopted]) == ([], ["adopt"])
+    scope = memory.exposure().scope("bot=a")
+    assert (scope.cap, scope.open, scope.held) == (600, 500, 1)
+    assert_verified(memory)
 
 
 def test_call_when_it_is_closed_or_the_process_forked_then_it_is_refused(memory: Ledger) -> None:

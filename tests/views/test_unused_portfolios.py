@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ledger_sizer import AppSettings, DynamicSizingSettings, Ledger, LedgerSettings, NotFound
+from ledger_sizer import AppSettings, DynamicSizingSettings, InvalidRequest, Ledger, LedgerSettings, NotFound
 
 D = Decimal
 
@@ -36,6 +36,15 @@ def test_read_when_nobody_used_the_portfolio_yet_then_it_is_empty(ledger: Ledger
     for read in missing:
         with pytest.raises(NotFound, match=portfolio):
             read()
+
+
+@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize("as_of", [datetime(2020, 1, 1), "2020", 1.5])  # noqa: DTZ001 - it has no time zone
+def test_read_as_of_when_it_is_no_moment_then_it_is_refused(ledger: Ledger, used: bool, as_of: Any) -> None:
+    if used:
+        ledger.set_cap(key="1", cap=D(7))
+    with pytest.raises(InvalidRequest, match="as_of"):
+        ledger.exposure(as_of=as_of)
 
 
 @pytest.mark.settings(AppSettings(ledger=LedgerSettings(portfolios="declared")))
