@@ -8,9 +8,7 @@ of each bot has to leave the ledger equal to the exchange, no hold behind and no
 the same bots run with a ledger of their own each: together they exceed the cap.
 """
 
-import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -23,6 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bots.rounds import Outcome, Round
+from campaign.processes import environment
+from campaign.services import Service
 from ledger_sizer.client import LedgerClient
 from ledger_sizer.paper import PaperControl, PaperServer
 from ledger_sizer.paper.control import DEFAULT_KEY
@@ -143,7 +143,13 @@ class Bots:
             ]  # fmt: skip
         command = [sys.executable, *command]
         with (self.folder / f"bot-{name}.log").open("ab") as log:
-            process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, env=_environment())
+            process = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                env=environment(LEDGER_CLIENT="bots", PYTHONPATH=EXAMPLES.parent),
+            )
         self.running[name] = process
         return process
 
@@ -157,45 +163,6 @@ class Bots:
         """Kill those that run."""
         for name in [*self.running]:
             self.kill(name)
-
-
-def _environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LEDGER_", "SIZING_"))}
-    return {**kept, "LEDGER_CLIENT": "bots", "PYTHONPATH": str(EXAMPLES.parent)}
-
-
-class Service:
-    """The ledger's service over one SQLite file, which can be killed and started again at the same address."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._port = 0
-        self._process: subprocess.Popen[str] | None = None
-        self.url = ""
-        self.start()
-
-    def start(self) -> None:
-        """Start it, and wait until it answers."""
-        command = [sys.executable, "-m", "ledger_sizer", "serve", "--port", str(self._port), "--database-url",
-                   f"sqlite:///{self._folder / 'ledger.db'}"]  # fmt: skip
-        with (self._folder / "service.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                command, cwd=self._folder, stdout=subprocess.PIPE, stderr=log, text=True, env=_environment()
-            )
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if "http://" in line:
-                self.url = "http://" + line.partition("http://")[2].split()[0].rstrip("/.,")
-                self._port = int(self.url.rpartition(":")[2])
-                return
-        raise RuntimeError("the service did not start; see service.log")
-
-    def kill(self) -> None:
-        """Kill it with SIGKILL."""
-        if self._process is not None:
-            self._process.send_signal(signal.SIGKILL)
-            self._process.wait()
-            self._process = None
 
 
 @contextmanager
@@ -275,11 +242,13 @@ def _shared(shape: Shape, folder: Path, seconds: float) -> tuple[Venues, dict[st
     chance = random.Random(SEED)
     with ExitStack() as stack:
         venues = stack.enter_context(_opened(shape))
-        service = Service(folder)
+        service = Service(f"sqlite:///{folder / 'ledger.db'}", folder)
         stack.callback(service.kill)
-        ledger = stack.enter_context(LedgerClient(service.url))
+        service.start()
+        url = f"http://127.0.0.1:{service.port}"
+        ledger = stack.enter_context(LedgerClient(url))
         ledger.set_cap(key="cap", cap=CAP)
-        bots = Bots(venues, folder, dict.fromkeys(BOTS, service.url))
+        bots = Bots(venues, folder, dict.fromkeys(BOTS, url))
         stack.callback(bots.close)
         for name in BOTS:
             bots.start(name)

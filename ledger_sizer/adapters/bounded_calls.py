@@ -60,9 +60,9 @@ class BoundedCalls:
     def _run(self) -> None:
         while (queued := self._queue.get()) is not None:
             future, work = queued
-            if not future.set_running_or_notify_cancel():
-                continue
-            with self._lock:
+            with self._lock:  # a caller that gives up now finds it running, or it never runs
+                if not future.set_running_or_notify_cancel():
+                    continue
                 self._running = future
             error: BaseException | None = None
             result: Any = None

@@ -299,6 +299,9 @@ def _carry_out(steps: Steps[Any], exchange: Any, ledger: Any) -> Any:
             answer = getattr(target, step.method)(*step.args, **step.kwargs)
         except Exception as error:  # noqa: BLE001 - the steps decide what it means
             advance = partial(steps.throw, error)
+        except BaseException:
+            steps.close()  # interrupted: they note what may be on its way
+            raise
         else:
             advance = partial(steps.send, answer)
 
@@ -314,6 +317,9 @@ async def _carry_out_async(steps: Steps[Any], exchange: Any, ledger: Any) -> Any
             answer = await _called(step, exchange, ledger)
         except Exception as error:  # noqa: BLE001 - as above
             advance = partial(steps.throw, error)
+        except BaseException:
+            steps.close()  # cancelled: as above
+            raise
         else:
             advance = partial(steps.send, answer)
 

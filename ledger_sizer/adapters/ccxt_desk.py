@@ -26,6 +26,7 @@ from ledger_sizer.adapters.ccxt_orders import (
     given_client_id,
     kind_of,
     needs_ticker,
+    number,
     recent_orders,
     reduces,
     seen_of,
@@ -94,10 +95,14 @@ class OrderDesk:
         order.sent = self._clock()
         order.at_once = asked.kind == "market" or params.get("timeInForce") in _AT_ONCE
         try:
-            answer = yield OnExchange(method, args(params))
-        except Exception as error:  # noqa: BLE001 - whatever it is, a hold must not be lost
-            answer = yield from self._after_failure(order, asked, error, before)
-        return (yield from self._placed(order, answer))
+            try:
+                answer = yield OnExchange(method, args(params))
+            except Exception as error:  # noqa: BLE001 - whatever it is, a hold must not be lost
+                answer = yield from self._after_failure(order, asked, error, before)
+            return (yield from self._placed(order, answer))
+        except GeneratorExit:  # the caller was cancelled, and the order may be on its way
+            self._records.unresolved[_text_of(asked)] = client_id
+            raise
 
     def _client_id(self, asked: Asked, params: Mapping[str, Any]) -> tuple[str, bool]:
         """Return the order's client order id, and whether the wish may have been placed before."""
@@ -178,7 +183,8 @@ class OrderDesk:
         """Whether the account has that much open the other way. Reduce-only, the order then opens nothing."""
         rows = yield OnExchange("fetch_positions", ([asked.symbol],))
         side = "short" if asked.side == "buy" else "long"
-        return any(row["side"] == side and Decimal(str(row["contracts"])) >= Decimal(str(asked.amount)) for row in rows)
+        amount = Decimal(str(asked.amount))
+        return any(row["side"] == side and (number(row["contracts"]) or _NOTHING) >= amount for row in rows)
 
     def _ask(self, client_id: str, size: Size, side: Side) -> Steps[str]:
         """Reserve what an order can open; return the name of the position. Raises `OrderDenied`, `DeskUnavailable`."""
@@ -190,6 +196,9 @@ class OrderDesk:
                 "legs": [LegPlan(size.rules, side, account=self._account)],
                 "until_known": True, "reference": client_id,
             })  # fmt: skip
+        except GeneratorExit:  # the caller was cancelled
+            self._records.never_sent[client_id] = None
+            raise
         except (Unavailable, Busy) as error:
             self._records.never_sent[client_id] = None
             raise DeskUnavailable(f"no order was sent, because the ledger is away: {error}") from error

@@ -230,6 +230,7 @@ class OrderRecords:
         """Note that an order is over."""
         self.resolve(order)
         self.orders.pop(order.client_id, None)
+        self.ids = {own: one for own, one in self.ids.items() if one != order.client_id}
         self.forget(order.client_id)
 
     def resolve(self, order: Order) -> None:

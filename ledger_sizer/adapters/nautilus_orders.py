@@ -12,10 +12,8 @@ from nautilus_trader.model.identifiers import PositionId
 from nautilus_trader.model.instruments import Instrument
 from nautilus_trader.model.orders import Order
 
+from ledger_sizer.model.asset_policies import DOLLARS
 from ledger_sizer.model.units import exact_arithmetic, floor_e8, usd, usd_ceil_e8
-
-DOLLARS = frozenset(("USD", "USDT", "USDC", "FDUSD", "USD1", "USDE", "TUSD", "BUSD", "DAI"))
-"""Quote currencies that count as USD."""
 
 _OPTIONS = (InstrumentClass.OPTION, InstrumentClass.OPTION_SPREAD, InstrumentClass.BINARY_OPTION)
 OPEN_SIDE = {OrderSide.BUY: PositionSide.LONG, OrderSide.SELL: PositionSide.SHORT}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
@@ -146,6 +147,79 @@ async def test_order_when_the_exchange_refuses_it_then_the_money_is_free_at_once
     with pytest.raises(ccxt.ExchangeError):
         await done(exchange.create_order(SPOT, "limit", "buy", 0.00002, 50000))
     assert here.figures()[0] == 0
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, face: str) -> asyncio.Event:
+    """Let the next call of a method arrive, and no answer come: Ctrl-C, or a wait that is to be cancelled."""
+    arrived, real = asyncio.Event(), getattr(owner, name)
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        real(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    async def waiting(*args: Any, **kwargs: Any) -> Any:
+        await real(*args, **kwargs)
+        arrived.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(owner, name, waiting if face == "async" else interrupted)
+    return arrived
+
+
+async def give_up(exchange: Any, arrived: asyncio.Event) -> None:
+    """Begin to buy, and end before an answer comes, as a caller does who is cancelled or interrupted."""
+
+    async def buy() -> None:
+        task = asyncio.ensure_future(exchange.create_order(SPOT, "limit", "buy", 0.01, 40000))
+        await arrived.wait()
+        task.cancel()
+        await task
+
+    with pytest.raises((KeyboardInterrupt, asyncio.CancelledError)):
+        await buy()
+
+
+@pytest.mark.parametrize("face", FACES)
+async def test_order_when_its_caller_is_cancelled_then_a_repeat_sends_no_second(
+    at: Open, face: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = at()
+    exchange = here.open(face)
+    await done(exchange.load_markets())
+    with monkeypatch.context() as patch:
+        await give_up(exchange, interrupt(patch, exchange._exchange, "create_order", face))
+    assert (len(here.orders), here.figures()) == (1, (400, 0))
+    order = await done(exchange.create_order(SPOT, "limit", "buy", 0.01, 40000))
+    assert [one.id for one in here.orders] == [order["id"]]
+    assert here.figures() == (400, 0)
+
+
+@pytest.mark.parametrize("face", FACES)
+async def test_order_when_its_caller_is_cancelled_while_it_reserves_then_nothing_is_sent_and_the_hold_is_freed(
+    at: Open, face: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = at()
+    exchange = here.open(face)
+    await done(exchange.load_markets())
+    method = "reserve_async" if face == "async" else "reserve"
+    with monkeypatch.context() as patch:
+        await give_up(exchange, interrupt(patch, here.ledger, method, face))
+    assert (here.orders, here.figures()) == ([], (400, 0))
+    await done(exchange.catch_up())
+    assert here.figures() == (0, 0)
+
+
+async def test_close_when_the_ledger_is_away_and_a_row_has_no_contracts_then_the_others_are_read(
+    at: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = at()
+    with LedgerClient("http://127.0.0.1:9", patience=RetryPolicy(attempts_max=1)) as away:
+        exchange = here.open(ledger=away)
+        here.open().create_order(PERP, "market", "buy", 0.01)
+        rows = exchange.fetch_positions([PERP])
+        monkeypatch.setattr(exchange._exchange, "fetch_positions", lambda *_: [{**rows[0], "contracts": None}, *rows])
+        exchange.create_order(PERP, "market", "sell", 0.01)
+    assert [order.side for order in here.orders] == ["buy", "sell"]
 
 
 async def test_order_when_ccxt_sends_it_twice_then_the_refused_duplicate_is_no_refusal(at: Open) -> None:

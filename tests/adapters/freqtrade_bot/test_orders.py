@@ -13,7 +13,7 @@ pytest.importorskip("freqtrade", reason="freqtrade is not installed here; `make 
 
 from freqtrade.exceptions import ExchangeError
 from freqtrade.persistence import Trade
-from freqtrade.rpc import RPC
+from freqtrade.rpc import RPC, RPCException
 
 from ledger_sizer import Ledger
 from ledger_sizer.adapters.freqtrade_book import written_down
@@ -139,7 +139,7 @@ def test_enter_when_the_ledger_is_away_then_nothing_is_bought_and_exits_go_on(
     bot = make()
     bot.process()
     bot.strategy._desk_entries.desk.close()
-    with suppress(Exception):
+    with pytest.raises(RPCException, match="Failed to enter position"):
         RPC(bot)._rpc_force_entry("ETH/USDT", None)
     RPC(bot)._rpc_force_exit("all")
     assert [(order.market.symbol, order.side) for order in orders(venue)] == [(BTC, "buy"), (BTC, "sell")]
@@ -245,7 +245,7 @@ def test_force_enter_when_ten_come_at_once_then_the_cap_holds(make: Make, ledger
     rpc = RPC(bot)
 
     def force(number: int) -> None:
-        with suppress(Exception):
+        with suppress(RPCException):  # denied
             rpc._rpc_force_entry(("BTC/USDT", "ETH/USDT", "SOL/USDT", "XRP/USDT")[number % 4], None)
         Trade.session.remove()
 
